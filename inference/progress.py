@@ -1,0 +1,99 @@
+"""How a running job tells where it is, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from inference.errors import CancelledError
+
+_SPEED_WINDOW_S = 30.0
+
+
+class Stage(StrEnum):
+    """What a job is doing, in the order in which it happens."""
+
+    PREPARE = "prepare"
+    LOAD = "load"
+    RESTORE = "restore"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One snapshot of a job. `frames_total`, speed, time left and `num_shots` are None while they are unknown.
+
+    `shot` counts from 0; `eta_s` is in seconds. While a model is loaded, `bytes_done` of `bytes_total` have come.
+    """
+
+    stage: Stage
+    frames_done: int = 0
+    frames_total: int | None = None
+    frames_per_second: float | None = None
+    eta_s: float | None = None
+    shot: int = 0
+    num_shots: int | None = None
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The snapshot as JSON-able values."""
+        return asdict(self) | {"stage": self.stage.value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "stage": Stage(values["stage"])})
+
+
+Report = Callable[[Progress], None]
+
+
+class Cancellation:
+    """A request to stop that any thread may make; the job calls `check()` at every step."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next step."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise CancelledError if the job was asked to stop."""
+        if self._event.is_set():
+            raise CancelledError()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until the job is asked to stop, at most `timeout_s` seconds; returns `is_set()`."""
+        return self._event.wait(timeout_s)
+
+
+class Speedometer:
+    """Frames per second over the last half minute, and the time left that follows from it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+
+    def update(self, frames_done: int, frames_total: int | None) -> tuple[float | None, float | None]:
+        """`frames_done` frames are finished now; returns (frames per second, seconds left), None while unknown."""
+        now = self._clock()
+        self._marks.append((now, frames_done))
+        while len(self._marks) > 2 and now - self._marks[1][0] > _SPEED_WINDOW_S:
+            self._marks.popleft()
+        then, before = self._marks[0]
+        if now <= then or frames_done <= before:
+            return None, None
+        speed = (frames_done - before) / (now - then)
+        left = None if frames_total is None else max(0, frames_total - frames_done) / speed
+        return speed, left

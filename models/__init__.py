@@ -1,0 +1,1 @@
+"""Networks: DiT and video VAE; torch and einops only."""
