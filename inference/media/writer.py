@@ -1,0 +1,215 @@
+"""Owns encoding restored frames: SegmentWriter writes one closed piece of H.264 in a background thread.
+
+A segment is a NUT file: FFmpeg's own container, the one that stores any time base and any start time exactly. All
+segments of a job are written with the same parameters, so `mux` can join them as packets without encoding again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from inference.errors import MediaError
+from inference.media.boundary import part_path, publish, writing
+from inference.media.color import BT709, to_yuv420
+from inference.media.info import MediaInfo
+from inference.sizes import Size
+
+_QUEUE_FRAMES = 4
+_POLL_S = 0.1
+_CLOSE_TIMEOUT_S = 600.0
+_KEYFRAME_SECONDS = 2
+SEGMENT_SUFFIX = ".nut"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeParameters:
+    """What every segment of one job shares. `time_base`: clock of the frame times (MediaInfo.output_time_base).
+
+    `quality` is the CRF of H.264 (0..51, lower is better), `preset` the x264 preset name. `constant_rate` False leaves
+    B-frames out: then decoding times are display times, and MP4, which stores durations in decoding order, says the
+    true duration of every frame.
+    """
+
+    size: Size
+    fps: Fraction
+    time_base: Fraction
+    quality: int = 16
+    preset: str = "medium"
+    constant_rate: bool = True
+
+    @classmethod
+    def for_source(cls, info: MediaInfo, size: Size, quality: int = 16, preset: str = "medium") -> Self:
+        """Parameters that keep the frame times of `info`."""
+        return cls(
+            size=size,
+            fps=info.fps,
+            time_base=info.output_time_base,
+            quality=quality,
+            preset=preset,
+            constant_rate=info.constant_rate,
+        )
+
+
+class SegmentWriter:
+    """Writes frames to `path`, complete under that name or not at all.
+
+        with SegmentWriter(path, parameters) as segment:
+            segment.write(pixels, pts)
+
+    `write` copies nothing and returns at once unless the encoder is behind by more than four frames; the caller must
+    not change an array after handing it over. Encoder errors are raised as MediaError by the next `write` or by
+    `close`. Leaving the `with` block by an exception removes the unfinished file.
+    """
+
+    def __init__(self, path: Path | str, parameters: EncodeParameters) -> None:
+        if parameters.size.width % 2 or parameters.size.height % 2:
+            raise MediaError(f"Video of {parameters.size} cannot be written; choose a size with even width and height.")
+        self.path = Path(path)
+        self.num_frames = 0
+        self._parameters = parameters
+        self._part = part_path(self.path)
+        self._queue: queue.Queue[tuple[NDArray[np.uint8], Fraction] | None] = queue.Queue(maxsize=_QUEUE_FRAMES)
+        self._abort = threading.Event()
+        self._error: BaseException | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name=f"encode {self.path.name}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def write(self, pixels: NDArray[np.uint8], pts: Fraction) -> None:
+        """Queue one frame, (h, w, 3) uint8 RGB. `pts`: seconds, larger than that of the frame before."""
+        size = self._parameters.size
+        if pixels.shape != (size.height, size.width, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"expected uint8 frames of {size}, got {pixels.dtype} {pixels.shape}")
+        if self._is_closed:
+            raise ValueError("the segment is closed")
+        self._hand_over((pixels, pts))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name. Raises MediaError when it has no frames or could not be written."""
+        if self._is_closed:
+            return
+        try:
+            self._hand_over(None)
+            self._thread.join(_CLOSE_TIMEOUT_S)
+            if self._thread.is_alive():
+                raise MediaError(f"Writing '{self.path.name}' does not end; check the disk and start the job again.")
+            self._raise_error()
+            if self.num_frames == 0:
+                raise MediaError(f"'{self.path.name}' got no frames; check that the source has any.")
+            with writing(self.path):
+                publish(self._part, self.path)
+        except BaseException:
+            self.abort()
+            raise
+        self._is_closed = True
+
+    def abort(self) -> None:
+        """Stop encoding and remove the unfinished file. Does nothing after `close`."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._abort.set()
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        self._part.unlink(missing_ok=True)
+
+    def _hand_over(self, item: tuple[NDArray[np.uint8], Fraction] | None) -> None:
+        while True:
+            self._raise_error()
+            try:
+                self._queue.put(item, timeout=_POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _next(self) -> tuple[NDArray[np.uint8], Fraction] | None:
+        """The next queued frame; None at the end or when aborted."""
+        while not self._abort.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+        return None
+
+    def _run(self) -> None:
+        try:
+            options = {"avoid_negative_ts": "disabled"}  # else a segment that starts at 0 is moved by its dts
+            with writing(self.path), av.open(self._part, "w", format="nut", container_options=options) as container:
+                encode_frames(container, self._parameters, self._next)
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, which raises it
+            self._error = error
+
+
+def encode_frames(
+    container: OutputContainer,
+    parameters: EncodeParameters,
+    next_frame: Callable[[], tuple[NDArray[np.uint8], Fraction] | None],
+) -> None:
+    """Encode what `next_frame` gives until None. Frame times are rounded to the time base, which is exact for CFR."""
+    stream = add_h264_stream(container, parameters)
+    reformatter = VideoReformatter()
+    latest = None
+    while (item := next_frame()) is not None:
+        pixels, pts = item
+        frame = to_yuv420(pixels, reformatter)
+        ticks = round(pts / parameters.time_base)
+        if latest is not None and ticks <= latest:
+            raise ValueError(f"frame times must rise, got {float(pts):.6f} s twice or going back")
+        frame.pts, frame.time_base = ticks, parameters.time_base
+        latest = ticks
+        container.mux(stream.encode(frame))
+    if latest is not None:
+        container.mux(stream.encode(None))
+
+
+def add_h264_stream(container: OutputContainer, parameters: EncodeParameters) -> VideoStream:
+    """An H.264 stream in `container`: yuv420p, BT.709 limited range, closed GOPs of two seconds."""
+    options = {
+        "preset": parameters.preset,
+        "crf": str(parameters.quality),
+        "profile": "high",
+        "x264-params": "open-gop=0:stitchable=1",
+    }
+    if not parameters.constant_rate:
+        options["bf"] = "0"
+    stream = container.add_stream("libx264", rate=parameters.fps, options=options)
+    context = stream.codec_context
+    context.width, context.height = parameters.size.width, parameters.size.height
+    context.pix_fmt = "yuv420p"
+    context.time_base = stream.time_base = parameters.time_base
+    context.sample_aspect_ratio = Fraction(1)
+    context.gop_size = max(1, round(_KEYFRAME_SECONDS * parameters.fps))
+    context.color_range = ColorRange.MPEG
+    context.color_primaries = context.color_trc = context.colorspace = BT709
+    context.flags |= Flags.global_header | Flags.closed_gop
+    return stream

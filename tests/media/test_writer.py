@@ -1,0 +1,113 @@
+"""SegmentWriter: right colours, exact times, complete files or none."""
+
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from inference.errors import MediaError
+from inference.media import EncodeParameters, SegmentWriter
+from inference.media.color import ToRgb
+from inference.media.info import ColorTags
+from inference.sizes import Size
+
+PARAMETERS = EncodeParameters(
+    size=Size(64, 48), fps=Fraction(24), time_base=Fraction(1, 90_000), quality=4, preset="veryfast"
+)
+BARS = [(200, 30, 30), (30, 180, 40), (20, 40, 210), (210, 190, 30)]
+
+
+def bars() -> np.ndarray:
+    return np.repeat(np.array(BARS, dtype=np.uint8), 16, axis=0)[None].repeat(48, axis=0)
+
+
+def write(path: Path, times: list[Fraction], parameters: EncodeParameters = PARAMETERS) -> None:
+    with SegmentWriter(path, parameters) as writer:
+        for time in times:
+            writer.write(bars(), time)
+
+
+def test_colours_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "a.nut", [Fraction(0)])
+    with av.open(tmp_path / "a.nut") as container:
+        frame = next(container.decode(video=0))
+    shown = ToRgb(64, 48, ColorTags(matrix=1, full_range=False), 48)(frame)
+    assert np.abs(shown[24, 8::16].astype(int) - BARS).max() <= 6
+
+
+def test_a_segment_is_tagged_and_starts_with_a_key_frame(tmp_path: Path) -> None:
+    write(tmp_path / "a.nut", [Fraction(n, 24) for n in range(5)])
+    with av.open(tmp_path / "a.nut") as container:
+        context = container.streams.video[0].codec_context
+        assert context.pix_fmt == "yuv420p"
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+        assert next(container.demux(video=0)).is_keyframe
+
+
+def test_uneven_frame_times_are_kept_exactly(tmp_path: Path) -> None:
+    times = [Fraction(1), Fraction(5, 4), Fraction(3), Fraction(3) + Fraction(1, 90_000), Fraction(7)]
+    write(tmp_path / "a.nut", times)
+    with av.open(tmp_path / "a.nut") as container:
+        assert [frame.pts * frame.time_base for frame in container.decode(video=0)] == times
+
+
+def test_all_segments_have_the_same_parameters(tmp_path: Path) -> None:
+    write(tmp_path / "a.nut", [Fraction(0)])
+    write(tmp_path / "b.nut", [Fraction(n, 24) for n in range(9, 39)])
+    with av.open(tmp_path / "a.nut") as first, av.open(tmp_path / "b.nut") as second:
+        assert first.streams.video[0].codec_context.extradata == second.streams.video[0].codec_context.extradata
+
+
+def test_an_exception_leaves_no_file_and_no_thread(tmp_path: Path) -> None:
+    def compute(writer: SegmentWriter) -> None:
+        with writer:
+            writer.write(bars(), Fraction(0))
+            raise RuntimeError("computing failed")
+
+    with pytest.raises(RuntimeError, match="computing failed"):
+        compute(SegmentWriter(tmp_path / "a.nut", PARAMETERS))
+    assert list(tmp_path.iterdir()) == []
+    assert not any(thread.name == "encode a.nut" for thread in threading.enumerate())
+
+
+def test_the_final_name_appears_only_when_closed(tmp_path: Path) -> None:
+    with SegmentWriter(tmp_path / "a.nut", PARAMETERS) as writer:
+        writer.write(bars(), Fraction(0))
+        assert not (tmp_path / "a.nut").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nut"]
+
+
+def test_times_that_go_back_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="must rise"):
+        write(tmp_path / "a.nut", [Fraction(1), Fraction(1, 2)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="could not be written"):
+        write(tmp_path / "gone" / "a.nut", [Fraction(n, 24) for n in range(30)])
+
+
+def test_an_odd_size_is_refused(tmp_path: Path) -> None:
+    parameters = EncodeParameters(size=Size(63, 48), fps=Fraction(24), time_base=Fraction(1, 90_000))
+    with pytest.raises(MediaError, match="even width and height"):
+        SegmentWriter(tmp_path / "a.nut", parameters)
+
+
+def test_no_frames_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="got no frames"):
+        write(tmp_path / "a.nut", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_of_another_size_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="expected uint8 frames of 64x48"),
+        SegmentWriter(tmp_path / "a.nut", PARAMETERS) as writer,
+    ):
+        writer.write(np.zeros((48, 48, 3), np.uint8), Fraction(0))
