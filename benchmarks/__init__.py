@@ -1,0 +1,1 @@
+"""Runnable measurements of quality, speed and memory; each prints a table and ends with one JSON line."""

@@ -1,0 +1,107 @@
+"""Which device to compute on, in which number format, and what fits into its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from inference.catalogue import AUTO_MODEL, ModelEntry, default_model, find_model
+from inference.errors import SettingsError
+from inference.settings import Precision
+
+_DTYPES = {
+    Precision.FLOAT32: torch.float32,
+    Precision.BFLOAT16: torch.bfloat16,
+    Precision.FLOAT16: torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a shot is in work at once.
+
+    `encode_frames`: frames per VAE encode slice, a multiple of 4. `decode_latents`: latents per VAE decode slice.
+    `window_latents`: latents per pass of the transformer.
+    """
+
+    encode_frames: int
+    decode_latents: int
+    window_latents: int
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for `engine.device`; `auto` is the first CUDA device, else the CPU. Raises SettingsError."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise SettingsError("No CUDA device can be used here; set engine.device=cpu, or check the driver (nvidia-smi).")
+    index = device.index or 0
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise SettingsError(f"There is no device cuda:{index}; this machine has cuda:0 to cuda:{count - 1}.")
+    return torch.device("cuda", index)
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The number format of the networks; `auto` is bfloat16 on CUDA where the card computes in it, else float32."""
+    if precision is not Precision.AUTO:
+        return _DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def choose_model(name: str, device: torch.device) -> ModelEntry:
+    """The catalogue entry for `engine.model`; `auto` is the largest that fits a CUDA card, else nano."""
+    if name != AUTO_MODEL:
+        return find_model(name)
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return find_model(default_model(memory))
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, for the summary."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+# Bytes of activations for each output pixel of one frame, in units of (width of the network x bytes per number):
+# rough upper bounds that leave room for the allocator's fragmentation, not a model of the networks.
+_DIT_TOKEN_COPIES = 24
+_VAE_FRAME_COPIES = 6
+
+
+def plan_budget(
+    device: torch.device,
+    dtype: torch.dtype,
+    pixels: int,
+    dit_width: int,
+    vae_width: int,
+    window_latents: int = 0,
+    free_bytes: int | None = None,
+) -> Budget:
+    """Sizes of the pieces of a shot with `pixels` pixels a frame (after padding).
+
+    On the CPU the pieces are small and always the same, so that a result does not depend on the machine. On CUDA they
+    grow with the free memory (`free_bytes`; None asks the driver), since larger pieces are faster and a longer window
+    restores better. `window_latents` > 0 is the user's own choice.
+    """
+    if device.type != "cuda":
+        return Budget(encode_frames=4, decode_latents=1, window_latents=window_latents or 9)
+    if free_bytes is None:
+        free_bytes = torch.cuda.mem_get_info(device)[0] + _reusable_bytes(device)
+    element = torch.finfo(dtype).bits // 8
+    per_frame = pixels * vae_width * element * _VAE_FRAME_COPIES
+    per_latent = (pixels // 256) * dit_width * element * _DIT_TOKEN_COPIES
+    latents = max(1, min(4, int(free_bytes * 0.7) // (4 * per_frame)))
+    fits = max(5, min(25, int(free_bytes * 0.5) // max(1, per_latent)))
+    return Budget(encode_frames=4 * latents, decode_latents=latents, window_latents=window_latents or fits)
+
+
+def _reusable_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,0 +1,75 @@
+"""Follows one job: counts work, reports progress, and stops the job when asked to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from enum import StrEnum
+
+from inference.meter import Meter
+from inference.progress import Cancellation, Progress, Report, Speedometer, Stage
+
+
+class Work(StrEnum):
+    """The parts that restoring a frame consists of."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+# Rough shares of the time a frame takes. They only smooth the display: a window of frames is encoded, denoised and
+# decoded in turn, and without shares the frame count would stand still and then jump.
+_SHARES = {Work.ENCODE: 0.3, Work.DENOISE: 0.2, Work.DECODE: 0.5}
+
+
+class Tracker:
+    """What the data path tells about its work. `frames_done` in its reports is finished work, in frames."""
+
+    def __init__(self, meter: Meter, report: Report | None = None, cancellation: Cancellation | None = None) -> None:
+        self._meter, self._report = meter, report
+        self._cancellation = cancellation or Cancellation()
+        self._speed: Speedometer | None = None
+        self._work: dict[Work, int] = defaultdict(int)
+        self._total: int | None = None
+        self._stage, self._shot = Stage.PREPARE, 0
+
+    def check(self) -> None:
+        """Raise CancelledError if the job was asked to stop."""
+        self._cancellation.check()
+
+    def measure(self, part: str) -> AbstractContextManager[None]:
+        """Charge the time inside the block to `part` of the summary."""
+        return self._meter.measure(part)
+
+    def enter(self, stage: Stage, frames_total: int | None = None) -> None:
+        """Begin `stage`; `frames_total` is the number of frames of the job where it is known."""
+        self.check()
+        self._stage = stage
+        self._total = frames_total if frames_total is not None else self._total
+        if stage is Stage.RESTORE:
+            self._speed = Speedometer()
+        self._tell()
+
+    def loaded(self, done: int, total: int) -> None:
+        """`done` of `total` bytes of the model have been fetched or checked."""
+        self.check()
+        if self._report is not None:
+            self._report(Progress(self._stage, 0, self._total, bytes_done=done, bytes_total=total))
+
+    def begin_shot(self, shot: int) -> None:
+        """Work goes on with shot number `shot`, counted from 0."""
+        self._shot = shot
+
+    def advance(self, work: Work, num_frames: int) -> None:
+        """`num_frames` more frames have had `work` done."""
+        self.check()
+        self._work[work] += num_frames
+        self._tell()
+
+    def _tell(self) -> None:
+        done = int(sum(share * self._work[work] for work, share in _SHARES.items()) + 1e-6)
+        total = self._total if self._total is None else max(self._total, done)
+        speed, left = self._speed.update(done, total) if self._speed else (None, None)
+        if self._report is not None:
+            self._report(Progress(self._stage, done, total, speed, left, self._shot))

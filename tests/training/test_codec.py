@@ -1,0 +1,84 @@
+"""The closed-form start: what is written into the networks computes what was fitted."""
+
+import pytest
+import torch
+
+from models.dit import DiT, DiTConfig, Mlp, Rope
+from models.presets import NANO_VAE
+from models.video_vae import VAEConfig, VideoVAE
+from training.codec import Codec, CodecDecoder, fit_codec, write_codec
+from training.nano import LatentRestorer, start_as_identity
+
+CONFIG = VAEConfig(widths=(8, 16, 24, 32), num_blocks=1, num_groups=1, latent_channels=24)
+
+
+def _video(seed: int) -> torch.Tensor:
+    small = torch.randn(1, 3, 3, 3, 4, generator=torch.Generator().manual_seed(seed)) * 0.4
+    return torch.nn.functional.interpolate(small, size=(9, 48, 64), mode="trilinear")
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return fit_codec([_video(1), _video(2)], CONFIG)
+
+
+def test_the_codec_gives_back_the_smooth_video_that_it_was_fitted_to(codec: Codec) -> None:
+    video = _video(1)
+    error = CodecDecoder(codec, CONFIG)(codec.analyse(video)) - video
+    assert error.square().mean() < 0.01 * video.square().mean()
+
+
+def test_latents_have_unit_variance(codec: Codec) -> None:
+    latents = torch.cat([codec.analyse(_video(seed)).flatten(2) for seed in (1, 2)], dim=2)
+    assert torch.allclose(latents.square().mean((0, 2)), torch.ones(24), rtol=1e-3)
+
+
+def test_the_autoencoder_computes_what_codec_and_linear_decoder_compute(codec: Codec) -> None:
+    decoder = CodecDecoder(codec, CONFIG)
+    torch.nn.init.normal_(decoder.conv_in.bias, std=0.1)
+    for refine in (decoder.refine_parts, *decoder.refine_pixels):
+        torch.nn.init.normal_(refine.conv2.weight, std=0.02)
+        torch.nn.init.normal_(refine.shifts, std=0.2)
+    torch.nn.init.normal_(decoder.bias, std=0.1)
+    vae = VideoVAE(CONFIG)
+    write_codec(vae, codec, decoder)
+    video = _video(3)
+    with torch.no_grad():
+        posterior, _ = vae.encode(video)
+        latent = codec.analyse(video)
+        decoded, _ = vae.decode(latent)
+        assert (posterior.mean - latent).abs().max() < 5e-3
+        assert posterior.std.max() < 1e-6
+        difference = decoded - decoder(latent)
+        assert difference.abs().max() < 2e-2
+        assert difference.square().mean().sqrt() < 2e-3
+
+
+def test_widths_that_cannot_hold_the_codec_are_refused() -> None:
+    with pytest.raises(ValueError, match="latent_channels"):
+        fit_codec([_video(1)], VAEConfig(widths=(8, 16, 24, 32), latent_channels=16))
+
+
+def test_the_embedded_size_can_hold_the_codec() -> None:
+    assert NANO_VAE.latent_channels == NANO_VAE.widths[2] < NANO_VAE.widths[3]
+
+
+def test_the_transformer_starts_as_the_identity() -> None:
+    config = DiTConfig(
+        width=48, text_width=8, num_layers=2, num_heads=2, head_dim=16, latent_channels=8, mlp=Mlp.GELU, mlp_ratio=1,
+        rope=Rope.PIXEL, num_separate_layers=0, last_layer_video_only=False, output_modulation=False,
+    )  # fmt: skip
+    restorer = LatentRestorer(config)
+    start_as_identity(restorer.dit)
+    latent = torch.randn(2, 8, 2, 4, 6)
+    with torch.no_grad():
+        assert (restorer(latent) - latent).abs().max() < 1e-5
+
+
+def test_a_width_that_cannot_carry_a_patch_is_refused() -> None:
+    config = DiTConfig(
+        width=24, text_width=8, num_layers=1, num_heads=1, head_dim=16, latent_channels=8, mlp=Mlp.GELU, mlp_ratio=1,
+        rope=Rope.PIXEL, num_separate_layers=0, last_layer_video_only=False, output_modulation=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="does not hold"):
+        start_as_identity(DiT(config))
