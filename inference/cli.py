@@ -1,0 +1,234 @@
+"""The command line: `seedvr restore | serve | parity | bench | models | convert`.
+
+A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
+torch import it when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from inference.catalogue import CATALOGUE, find_model
+from inference.errors import CancelledError, RestoreError, SettingsError
+from inference.progress import Cancellation
+from inference.settings import Precision, describe, load_settings, to_text
+
+app = typer.Typer(
+    name="seedvr",
+    help="Restore and upscale videos and images with SeedVR2.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_USER_ERROR = 2
+_INTERRUPTED = 130
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Benchmark(StrEnum):
+    """The benchmarks that `seedvr bench` runs."""
+
+    QUALITY = "quality"
+    SPEED = "speed"
+    MEMORY = "memory"
+    GPU = "gpu"
+
+
+def _settings_help() -> str:
+    lines = ["Settings, as key=value (a bare name such as seed=1 works too):", ""]
+    for info in describe():
+        choices = f" ({', '.join(info.choices)})" if info.choices else ""
+        default = to_text(info.default)
+        lines.append(f"{info.key}={default}  {info.help}{choices}")
+    return "\n\n".join(lines)
+
+
+@app.command(epilog=_settings_help())
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Video or image to restore.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .mp4, .png, .jpg, .webp.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, see below.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; those given here win.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+) -> None:
+    """Restore the video or image IN into the file OUT; a video keeps its sound."""
+    with _user_errors():
+        tree = load_settings(*([config] if config else []), settings or [])
+        from inference.console import show_progress
+        from inference.engine import Engine
+
+        cancellation = _cancel_on_interrupt()
+        silent = contextlib.nullcontext(None)
+        with Engine(tree.engine) as engine, silent if quiet else show_progress(_errors) as report:
+            summary = engine.restore(source, target, tree.restore, report, cancellation)
+    if as_json:
+        sys.stdout.write(json.dumps(summary.to_dict(), indent=2) + "\n")
+    elif not quiet:
+        _errors.print(
+            f"{target}: {summary.frames} frames, {summary.width}x{summary.height}, "
+            f"{summary.seconds['total']:.1f} s with {summary.model} on {summary.device}"
+        )
+        for note in summary.notes:
+            _errors.print(f"Note: {note}")
+
+
+@app.command()
+def serve(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Engine settings.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+    data: Annotated[Path | None, typer.Option(help="Folder for uploads and results.")] = None,
+    root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
+) -> None:
+    """Start the browser app."""
+    with _user_errors(logging.INFO):
+        engine = load_settings(settings or []).engine
+        _project_module("app").main(host, port, data, engine, root_path=root_path)
+
+
+@app.command()
+def parity(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with fixtures: dit, vae or pipeline.")],
+) -> None:
+    """Compare the networks and the pipeline with stored reference numbers."""
+    with _user_errors():
+        from inference.parity.__main__ import main as compare
+
+        code = compare([str(folder)])
+    raise typer.Exit(code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[Benchmark, typer.Argument(help="What to measure.")],
+) -> None:
+    """Measure quality, speed or memory; further arguments go to the benchmark (try: bench quality -- --help)."""
+    with _user_errors():
+        code = _project_module(f"benchmarks.{name.value}").main(context.args)
+    raise typer.Exit(code)
+
+
+@app.command()
+def models(
+    weights: Annotated[Path | None, typer.Option(help="Folder with model files, as engine.weights.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List the models and which of their files are on this machine."""
+    with _user_errors():
+        rows = [_model_row(name, weights) for name in CATALOGUE]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    table = Table("model", "title", "parameters", "files here", box=None)
+    for row in rows:
+        size = f"{row['parameters'] / 1e9:.2f} G" if row["parameters"] else ""
+        here = "ready" if row["ready"] else f"needs {', '.join(row['missing'])}"
+        table.add_row(row["name"], row["title"], size, here)
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Model whose files are converted, see `seedvr models`.")],
+    weights: Annotated[Path | None, typer.Option(help="Folder with model files, as engine.weights.")] = None,
+    precision: Annotated[Precision, typer.Option(help="bfloat16 or float16.")] = Precision.BFLOAT16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Turn the downloaded float32 files of MODEL into half-precision ones; the originals stay."""
+    with _user_errors():
+        from inference.convert import Half, convert_model
+
+        halves = {Precision.BFLOAT16: Half.BFLOAT16, Precision.FLOAT16: Half.FLOAT16}
+        if precision not in halves:
+            raise SettingsError(f"Files cannot be converted to {precision}; use bfloat16 or float16.")
+        conversions = convert_model(find_model(name), weights, halves[precision])
+    if as_json:
+        sys.stdout.write(json.dumps([_plain(asdict(conversion)) for conversion in conversions], indent=2) + "\n")
+        return
+    for conversion in conversions:
+        _errors.print(str(conversion), markup=False)
+    if not conversions:
+        _errors.print("Everything is converted already.")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def _model_row(name: str, weights: Path | None) -> dict[str, Any]:
+    from inference.locate import check_weights_folder, locate
+
+    entry, folder = CATALOGUE[name], check_weights_folder(weights)
+    found = {part.value: locate(files, folder) for part, files in entry.files.items()}
+    return {
+        "name": name,
+        "title": entry.title,
+        "parameters": entry.num_parameters,
+        "ready": all(found.values()),
+        "missing": [part for part, file in found.items() if file is None],
+        "files": {part: str(file.path) for part, file in found.items() if file is not None},
+    }
+
+
+def _project_module(name: str) -> Any:
+    """A module of this project that lies outside the installed packages; a script does not start in its folder."""
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    return importlib.import_module(name)
+
+
+def _cancel_on_interrupt() -> Cancellation:
+    """A cancellation that the first Ctrl-C asks for; the second one ends the program at once."""
+    cancellation = Cancellation()
+
+    def interrupt(number: int, frame: object) -> None:
+        if cancellation.is_set():
+            os._exit(_INTERRUPTED)
+        cancellation.cancel()
+        _errors.print("Stopping ... (Ctrl-C again to end at once)")
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    return cancellation
+
+
+@contextlib.contextmanager
+def _user_errors(level: int = logging.WARNING) -> Iterator[None]:
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except (CancelledError, KeyboardInterrupt) as error:
+        _errors.print(str(error) or "Stopped.", markup=False)
+        raise typer.Exit(_INTERRUPTED) from None
+    except RestoreError as error:
+        _errors.print(str(error), markup=False)
+        raise typer.Exit(_USER_ERROR) from None
+
+
+def main() -> None:
+    """Entry point of the `seedvr` script."""
+    app(prog_name="seedvr")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The worker's own side: runs jobs that arrive as JSON lines on stdin and answers on stdout. See `inference.worker`.
+
+Standard output belongs to the protocol alone; whatever a library prints there goes to standard error instead. The
+process ends when its stdin closes or its parent is gone, at the latest a few seconds after that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from inference.errors import CancelledError, RestoreError, to_message
+from inference.progress import Cancellation, Progress, Stage
+from inference.settings import EngineSettings, Settings, load_settings
+
+if TYPE_CHECKING:
+    from inference.engine import Engine
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_INTERVAL_S = 0.25
+_PARENT_POLL_S = 1.0
+_END_LIMIT_S = 8.0
+
+
+class Throttle:
+    """Passes on the first snapshot of each stage, then at most one each quarter of a second."""
+
+    def __init__(self, send: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._send, self._clock = send, clock
+        self._stage: Stage | None = None
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = self._clock()
+        if progress.stage is self._stage and now < self._next:
+            return
+        self._stage, self._next = progress.stage, now + _PROGRESS_INTERVAL_S
+        self._send(progress)
+
+
+class JobLoop:
+    """Takes jobs one after another; keeps the engine as long as the engine settings stay the same."""
+
+    def __init__(self, output: IO[str]) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._jobs: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
+        self._cancellations: dict[int, Cancellation] = {}
+        self._engine: Engine | None = None
+        self._engine_settings: EngineSettings | None = None
+
+    def listen(self, lines: IO[str]) -> None:
+        """Read requests until the pipe closes, then stop the running job and the process."""
+        for line in lines:
+            message = json.loads(line)
+            if message["type"] == "restore":
+                self._cancellations[message["job"]] = Cancellation()
+                self._jobs.put(message)
+            elif message["type"] == "cancel" and message["job"] in self._cancellations:
+                self._cancellations[message["job"]].cancel()
+        self.stop()
+
+    def stop(self) -> None:
+        """End after the running job, which is cancelled; by force if that takes too long."""
+        for cancellation in list(self._cancellations.values()):
+            cancellation.cancel()
+        self._jobs.put(None)
+        time.sleep(_END_LIMIT_S)
+        os._exit(1)
+
+    def watch_parent(self, parent: int) -> None:
+        """Stop when the parent process is gone, even if something else still holds our stdin open."""
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        self.stop()
+
+    def run(self) -> None:
+        """Say that we are ready, then run jobs until `stop`."""
+        self._send({"type": "ready"})
+        while (message := self._jobs.get()) is not None:
+            job = int(message["job"])
+            try:
+                summary = self._restore(message, self._cancellations[job])
+                self._send({"type": "done", "job": job, "summary": summary})
+            except RestoreError as error:
+                self._send({"type": "failed", "job": job, "error": to_message(error)})
+                if not isinstance(error, CancelledError):
+                    log.warning("job %d failed: %s", job, error)
+            except Exception:  # noqa: BLE001  a bug: the log gets the traceback, the user a sentence
+                log.exception("internal error in job %d", job)
+                self._send({"type": "failed", "job": job, "error": to_message(_internal_error(job))})
+            finally:
+                del self._cancellations[job]
+        if self._engine is not None:
+            self._engine.close()
+
+    def _restore(self, message: Mapping[str, Any], cancellation: Cancellation) -> dict[str, Any]:
+        settings = load_settings(message["settings"])
+        job = int(message["job"])
+
+        def send(progress: Progress) -> None:
+            self._send({"type": "progress", "job": job, "progress": progress.to_dict()})
+
+        engine = self._load_engine(settings)
+        source, target = Path(message["source"]), Path(message["target"])
+        return engine.restore(source, target, settings.restore, Throttle(send), cancellation).to_dict()
+
+    def _load_engine(self, settings: Settings) -> Engine:
+        from inference.engine import Engine
+
+        if self._engine is None or self._engine_settings != settings.engine:
+            if self._engine is not None:
+                self._engine.close()
+            self._engine, self._engine_settings = Engine(settings.engine), settings.engine
+        return self._engine
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        try:
+            with self._lock:
+                self._output.write(json.dumps(message) + "\n")
+                self._output.flush()
+        except BrokenPipeError:
+            raise CancelledError() from None  # nobody waits for the result any more
+
+
+def _internal_error(job: int) -> RestoreError:
+    return RestoreError(f"Internal error in job {job} of worker {os.getpid()}; the log has the details.")
+
+
+def main() -> None:
+    """Take over stdin and stdout and run jobs until the parent closes the pipe or dies."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d %(name)s: %(message)s")
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loop = JobLoop(output)
+    threading.Thread(target=loop.listen, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=loop.watch_parent, args=(os.getppid(),), daemon=True).start()
+    loop.run()
+    os._exit(0)  # daemon threads may sit in a read: the interpreter's own shutdown could wait for them
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What the page's events do: UI values in, UI values out. They submit and read snapshots, and own nothing.
+
+A Gradio event may be lost with its connection, so no handler waits for a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from inference.errors import RestoreError
+from inference.settings import load_settings, to_dict
+from seedvr_ui.fields import to_layer
+from seedvr_ui.player import job_view
+from seedvr_ui.routes import COOKIE
+from seedvr_ui.sessions import SessionManager
+from seedvr_ui.storage import is_id, new_id
+
+
+class Handlers:
+    """The event handlers of one app. `engine` is the layer of engine settings that the process was started with."""
+
+    def __init__(self, manager: SessionManager, engine: Mapping[str, Any]) -> None:
+        self._manager = manager
+        self._engine = engine
+
+    def watch(self, request: gr.Request) -> dict[str, Any]:
+        """The queue of this browser as the page shows it."""
+        session = _session(request)
+        jobs = self._manager.jobs(session)
+        return {"jobs": [job_view(job, self._manager.num_ahead(job)) for job in jobs]}
+
+    def submit(
+        self, request: gr.Request, drop: Mapping[str, Any] | None, size: str, model: str, *options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Queue every file that the drop zone holds: the drop zone's answer and the new queue."""
+        session = _session(request)
+        drop = drop or {}
+        ready = list(drop.get("ready", []))
+        message = "" if ready or drop.get("repeated") else "Add a video or an image first."
+        taken: list[str] = []
+        try:
+            settings = to_dict(load_settings(self._engine, to_layer(size, model, options)))
+            for upload in ready:
+                self._manager.submit(session, [upload], settings)
+                taken.append(upload)
+        except RestoreError as error:
+            message = str(error)
+        return {"taken": taken, "message": message, "answer": new_id()}, self.watch(request)
+
+    def act(self, event: gr.EventData, request: gr.Request) -> dict[str, Any]:
+        """Cancel, retry or remove one job of this browser: the new queue."""
+        session, action, job_id = _session(request), event.action, event.id
+        actions = {"cancel": self._manager.cancel, "retry": self._manager.retry, "remove": self._manager.remove}
+        try:
+            actions[action](session, job_id)
+        except RestoreError as error:
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        return self.watch(request)
+
+
+def _session(request: gr.Request) -> str:
+    session = str(request.cookies.get(COOKIE, ""))
+    if not is_id(session):
+        raise gr.Error("Allow cookies for this page, then reload it.", title="No session", print_exception=False)
+    return session

@@ -1,0 +1,127 @@
+"""Where the front end keeps files: one folder a session, safe names, free space, age limit. Without gradio.
+
+    <data>/sessions/<session>/uploads/<upload>/    upload.json, the file (`.part` until it is whole), thumbnail
+    <data>/sessions/<session>/jobs/<job>/          source/, result/, preview files, thumbnail
+    <data>/gradio/                                 Gradio's own temporary files
+
+Ids are 128 random bits in hex and are checked before they become a path, so no request can name another folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+import unicodedata
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from inference.errors import RestoreError
+
+THUMBNAIL = "thumbnail.jpg"
+_ID = re.compile(r"[0-9a-f]{32}")
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
+_MAX_NAME_BYTES = 160
+_RESERVED_BYTES = 256 * 2**20
+
+
+def new_id() -> str:
+    """A fresh unguessable id."""
+    return secrets.token_hex(16)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of an id; anything else must not reach the disk."""
+    return _ID.fullmatch(text) is not None
+
+
+def safe_name(name: str) -> str:
+    """The last part of `name` as a file name that is valid everywhere, with its suffix kept."""
+    last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
+    last = "".join(char for char in _FORBIDDEN.sub("_", last) if char.isprintable()).strip().lstrip(".").strip()
+    stem, suffix = os.path.splitext(last or "upload")
+    suffix = suffix.encode()[:20].decode(errors="ignore")
+    stem = stem.encode()[: _MAX_NAME_BYTES - len(suffix.encode())].decode(errors="ignore").rstrip()
+    return f"{stem}{suffix}"
+
+
+class Storage:
+    """The folders below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+        self._sessions = self.root / "sessions"
+        self._sessions.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def gradio_folder(self) -> Path:
+        """Where Gradio keeps its temporary files: on the same file system as everything else."""
+        return self.root / "gradio"
+
+    def uploads_folder(self, session: str) -> Path:
+        """The folder that holds one folder per upload of `session`."""
+        return self._session_folder(session) / "uploads"
+
+    def upload_folder(self, session: str, upload: str) -> Path:
+        """The folder of one upload; it need not exist."""
+        return self.uploads_folder(session) / _checked(upload)
+
+    def job_folder(self, session: str, job: str) -> Path:
+        """The folder of one job; it need not exist."""
+        return self._session_folder(session) / "jobs" / _checked(job)
+
+    def require_space(self, num_bytes: int) -> None:
+        """Raise RestoreError unless `num_bytes` more fit on the disk with some room to spare."""
+        free = shutil.disk_usage(self.root).free - _RESERVED_BYTES
+        if num_bytes > free:
+            raise RestoreError(
+                f"The disk has only {max(0, free) / 1e9:.1f} GB free and this needs {num_bytes / 1e9:.1f} GB; "
+                "remove finished jobs and try again."
+            )
+
+    def remove(self, folder: Path) -> None:
+        """Delete `folder` of this storage with all it holds; nothing happens if it is gone already."""
+        if self._sessions not in folder.parents:
+            raise ValueError(f"{folder} is outside of {self._sessions}")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_older_than(self, age_s: float, keep: Collection[Path] = ()) -> list[Path]:
+        """Delete job and upload folders in which nothing changed for `age_s` seconds, except those in `keep`.
+
+        Returns what was deleted. Sessions that hold nothing any more go too.
+        """
+        limit = time.time() - age_s
+        removed = [
+            folder
+            for folder in self._sessions.glob("*/*/*")
+            if folder.is_dir() and folder not in keep and _last_change(folder) < limit
+        ]
+        for folder in removed:
+            self.remove(folder)
+        for session in self._sessions.iterdir():
+            if session.is_dir() and _last_change(session) < limit and not any(session.glob("*/*")):
+                self.remove(session)
+        return removed
+
+    def _session_folder(self, session: str) -> Path:
+        return self._sessions / _checked(session)
+
+
+def _checked(identifier: str) -> str:
+    if not is_id(identifier):
+        raise ValueError(f"not an id: {identifier!r}")
+    return identifier
+
+
+def _last_change(folder: Path) -> float:
+    return max(_times([folder, *folder.rglob("*")]), default=0.0)
+
+
+def _times(paths: list[Path]) -> Iterator[float]:
+    for path in paths:
+        try:
+            yield path.stat().st_mtime
+        except FileNotFoundError:  # removed by its owner between listing and asking
+            continue

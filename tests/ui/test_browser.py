@@ -1,0 +1,345 @@
+"""The whole app in a real headless Chromium: real server, real worker, real files.
+
+Everything here has a limit: the server is a process group that is always ended, Playwright runs in one module-wide
+fixture that is always stopped, and each wait and each test may take only so long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, ViewportSize, sync_playwright
+
+from tests.ui.server import Server, running_server
+
+pytestmark = pytest.mark.timeout(120)
+
+WAIT_MS = 20_000
+JOB_MS = 45_000
+NUM_FRAMES, WIDTH, HEIGHT = 12, 64, 48
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+@dataclass
+class Visit:
+    """One browser context with one page, and what it asked for outside of the server or complained about."""
+
+    context: BrowserContext
+    page: Page
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+Finished = tuple[Visit, list[list[str]]]
+
+
+@pytest.fixture(scope="module")
+def clip(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 small frames with their sound."""
+    path = tmp_path_factory.mktemp("clips") / "holiday 1998.mp4"
+    _write_small_clip(shared / "media" / "edge" / "base_480x270_h264_aac.mp4", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def playwright_driver() -> Iterator[Playwright]:
+    driver = sync_playwright().start()
+    try:
+        yield driver
+    finally:
+        driver.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright_driver: Playwright) -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.fail("No Chromium is installed; install it with: apt-get install --no-install-recommends chromium")
+    browser = playwright_driver.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS, timeout=WAIT_MS)
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def desktop(browser: Browser, server: Server) -> Iterator[Visit]:
+    """A visitor who comes for the first time."""
+    with _visiting(browser, server, DESKTOP) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def finished(browser: Browser, server: Server, clip: Path) -> Iterator[Finished]:
+    """A visit in which two files were uploaded, started and restored; and the job states that were seen on the way."""
+    second = clip.with_name("second.mp4")
+    shutil.copyfile(clip, second)
+    with _visiting(browser, server, DESKTOP) as visit:
+        page = visit.page
+        page.set_input_files(".zone input", [str(clip), str(second)])
+        page.locator(".files li.ready").nth(1).wait_for()
+        page.get_by_role("button", name="Start").click()
+        page.locator(".jobs li").nth(1).wait_for()
+        seen = _watch_jobs(page)
+        assert seen[-1] == ["succeeded", "succeeded"], (  # else each test that needs them would wait for nothing
+            f"{page.locator('#queue').inner_text()}\n{server.log.read_text(errors='replace')[-4000:]}"
+        )
+        yield visit, seen
+
+
+@pytest.fixture(scope="module")
+def phone(browser: Browser, server: Server, finished: Finished) -> Iterator[Visit]:
+    """The same visitor with the two results, on a phone."""
+    with _visiting(browser, server, PHONE, like=finished[0], touch=True) as visit:
+        yield visit
+
+
+def test_the_first_screen_shows_everything_without_scrolling(desktop: Visit) -> None:
+    page = desktop.page
+    for name in ("#drop", "#size", "#model", "#start", "#queue", "#result"):
+        box = page.locator(name).bounding_box()
+        assert box is not None, name
+        assert box["y"] >= 0, name
+        assert box["y"] + box["height"] <= DESKTOP["height"], name
+    assert _overflow(page) == (0, 0)
+
+
+def test_nothing_is_asked_of_another_machine_and_no_script_fails(finished: Finished) -> None:
+    visit, _ = finished
+    assert (visit.outside, visit.errors) == ([], [])
+
+
+def test_two_files_are_restored_one_after_another(finished: Finished) -> None:
+    _, seen = finished
+    assert ["running", "queued"] in seen
+    assert all(states.count("running") <= 1 for states in seen)
+
+
+def test_the_download_is_the_clip_twice_as_large_with_all_frames_and_its_sound(
+    finished: Finished, clip: Path, tmp_path: Path
+) -> None:
+    page = finished[0].page
+    page.locator(".jobs li", has_text="holiday 1998").get_by_role("link", name="Download").wait_for()
+    with page.expect_download(timeout=WAIT_MS) as download:
+        page.locator(".jobs li", has_text="holiday 1998").get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "holiday 1998_restored.mp4"
+    path = tmp_path / "result.mp4"
+    download.value.save_as(path)
+    with av.open(str(path)) as result:
+        frames = [(frame.width, frame.height) for frame in result.decode(video=0)]
+    assert frames == [(2 * WIDTH, 2 * HEIGHT)] * NUM_FRAMES
+    assert _sound(path) == _sound(clip)
+    assert len(_sound(path)) > 10
+
+
+def test_the_divider_follows_the_mouse_and_the_arrow_keys(finished: Finished) -> None:
+    page = finished[0].page
+    _wait_for_picture(page)
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    divider = page.get_by_role("slider", name="Divider between before and after")
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, middle, steps=4)
+    page.mouse.up()
+    assert divider.get_attribute("aria-valuenow") == "20"
+    divider.press("ArrowRight")
+    assert divider.get_attribute("aria-valuenow") == "22"
+    divider.press("End")
+    assert divider.get_attribute("aria-valuenow") == "100"
+
+
+def test_dragging_the_divider_changes_the_picture(finished: Finished) -> None:
+    page = finished[0].page
+    _wait_for_picture(page)
+    divider = page.get_by_role("slider", name="Divider between before and after")
+    divider.press("Home")
+    after = _pixels(page)
+    divider.press("End")
+    assert _pixels(page) != after
+
+
+def test_one_playhead_moves_the_video(finished: Finished) -> None:
+    page = finished[0].page
+    _wait_for_picture(page)
+    assert page.locator("video").count() == 1  # both sides come from one decoder
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('video').currentTime > 0.1")
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("document.querySelector('video').paused")
+    before = page.evaluate("document.querySelector('video').currentTime")
+    page.get_by_role("button", name="Next frame").click()
+    page.wait_for_function("(time) => document.querySelector('video').currentTime !== time", arg=before)
+
+
+def test_a_reload_keeps_queue_and_result(finished: Finished) -> None:
+    page = finished[0].page
+    page.reload()
+    page.locator(".jobs li.succeeded").nth(1).wait_for()
+    _wait_for_picture(page)
+
+
+def test_another_browser_does_not_see_the_queue(finished: Finished, desktop: Visit) -> None:
+    page = desktop.page
+    page.locator(".studio-queue .empty").wait_for()
+    assert page.locator(".jobs li").count() == 0
+
+
+def test_a_phone_has_one_column_and_no_sideways_scroll(phone: Visit) -> None:
+    page = phone.page
+    page.locator(".jobs li.succeeded").nth(1).wait_for()
+    _wait_for_picture(page)
+    assert _overflow(page)[0] == 0
+    names = ("#drop", "#size", "#start", "#queue", "#result")
+    boxes = [box for name in names if (box := page.locator(name).bounding_box()) is not None]
+    assert len(boxes) == len(names)
+    assert max(box["x"] for box in boxes) - min(box["x"] for box in boxes) <= 1
+
+
+def test_a_finger_moves_the_divider(phone: Visit) -> None:
+    page = phone.page
+    _wait_for_picture(page)
+    page.locator(".stage").scroll_into_view_if_needed()
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    page.touchscreen.tap(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2)
+    assert page.get_by_role("slider", name="Divider between before and after").get_attribute("aria-valuenow") == "75"
+
+
+def test_a_bad_file_gets_one_clear_sentence_and_cannot_be_started(desktop: Visit, shared: Path) -> None:
+    page = desktop.page
+    page.set_input_files(".zone input", [str(shared / "media" / "edge" / "text_renamed.mp4")])
+    note = page.locator(".files li.bad .note")
+    note.wait_for()
+    assert "text_renamed.mp4" in note.inner_text()
+    assert note.inner_text().rstrip(".").count(". ") == 0
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("Add a video or an image first.").wait_for()
+    assert page.locator(".jobs li").count() == 0
+
+
+def test_a_running_job_can_be_cancelled_and_removed(desktop: Visit, shared: Path) -> None:
+    page = desktop.page
+    page.set_input_files(".zone input", [str(shared / "media" / "edge" / "base_480x270_h264_aac.mp4")])
+    page.locator(".files li.ready").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.locator(".jobs li.running").wait_for()
+    page.get_by_role("button", name="Cancel base_480x270_h264_aac.mp4").click()
+    page.locator(".jobs li.cancelled").wait_for(timeout=JOB_MS)
+    page.get_by_role("button", name="Remove base_480x270_h264_aac.mp4").click()
+    page.locator(".studio-queue .empty").wait_for()
+
+
+def test_a_chosen_file_is_still_there_after_a_reload(desktop: Visit, clip: Path) -> None:
+    page = desktop.page
+    page.set_input_files(".zone input", [str(clip)])
+    page.locator(".files li.ready").wait_for()
+    page.reload()
+    page.locator(".files li.ready").wait_for()
+    page.get_by_role("button", name=f"Remove {clip.name}").click()
+    page.locator(".files li").wait_for(state="detached")
+
+
+@contextlib.contextmanager
+def _visiting(
+    browser: Browser, server: Server, viewport: ViewportSize, like: Visit | None = None, touch: bool = False
+) -> Iterator[Visit]:
+    """The page in a fresh browser context, or in one with the cookies of another visit; closed at the end."""
+    context = browser.new_context(viewport=viewport, has_touch=touch, is_mobile=touch, accept_downloads=True)
+    try:
+        context.set_default_timeout(WAIT_MS)
+        context.set_default_navigation_timeout(WAIT_MS)
+        if like is not None:
+            context.add_cookies(like.context.cookies())  # type: ignore[arg-type]
+        visit = Visit(context, context.new_page())
+        visit.page.on("request", lambda request: _note_outside(visit, request, server.url))
+        visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        visit.page.goto(server.url)
+        visit.page.locator(".zone").wait_for()
+        visit.page.locator(".studio-queue h2").wait_for()
+        visit.page.locator(".studio-compare h2").wait_for()
+        yield visit
+    finally:
+        context.close()
+
+
+def _watch_jobs(page: Page) -> list[list[str]]:
+    """The states of all jobs, each time that was looked, until all are finished."""
+    seen: list[list[str]] = []
+    deadline = time.monotonic() + JOB_MS / 1000
+    while time.monotonic() < deadline:
+        states = page.locator(".jobs li").evaluate_all("(rows) => rows.map((row) => row.classList[0])")
+        if not seen or states != seen[-1]:
+            seen.append(states)
+        if not {"queued", "running"} & set(states):
+            break
+        page.wait_for_timeout(100)
+    return seen
+
+
+def _note_outside(visit: Visit, request: Request, own: str) -> None:
+    if not request.url.startswith((own, "data:", "blob:")):
+        visit.outside.append(request.url)
+
+
+def _overflow(page: Page) -> tuple[int, int]:
+    """Pixels by which the page is wider and higher than the window."""
+    root = "document.documentElement"
+    wide, high = page.evaluate(f"[{root}.scrollWidth - {root}.clientWidth, {root}.scrollHeight - {root}.clientHeight]")
+    return int(wide), int(high)
+
+
+def _wait_for_picture(page: Page) -> None:
+    page.wait_for_function("document.querySelector('video')?.readyState >= 2")
+    page.locator(".stage canvas").wait_for()
+
+
+def _pixels(page: Page) -> str:
+    return str(page.evaluate("document.querySelector('canvas').toDataURL()"))
+
+
+def _sound(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def _write_small_clip(source: Path, target: Path) -> None:
+    """The first frames of `source`, scaled down, with its sound packets of the same span."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        rate = given.streams.video[0].average_rate or Fraction(24)
+        video = output.add_stream("libx264", rate=rate, options={"crf": "10", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        sound = output.add_stream_from_template(given.streams.audio[0])
+        for index, frame in zip(range(NUM_FRAMES), given.decode(video=0), strict=False):
+            small = frame.reformat(WIDTH, HEIGHT, "yuv420p")
+            small.pts, small.time_base = index, 1 / rate
+            output.mux(video.encode(small))
+        output.mux(video.encode(None))
+        given.seek(0)
+        for packet in given.demux(audio=0):
+            if packet.dts is None or packet.pts is None or packet.time_base is None:
+                continue
+            if packet.pts * packet.time_base >= NUM_FRAMES / rate:
+                break
+            packet.stream = sound
+            output.mux(packet)
