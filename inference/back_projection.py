@@ -19,7 +19,7 @@ from inference.transforms import resize_bicubic
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_ITERATIONS = 1
+DEFAULT_ITERATIONS = 2
 TRUSTED_NOISE = 0.02  # sigma (1 = white) at which the source is believed half as much as a clean one
 _BLOCK = 16
 _QUIET_SHARE = 0.2

@@ -56,6 +56,8 @@ class ModelEntry:
         A model without a text file carries its embedding under the key `text_embedding` of the transformer's file.
     num_parameters: of the transformer.
     latent_scale: VAE latents times this are what the transformer was trained on.
+    noise_scale: standard deviation of the noise that the transformer starts from; 0 for a model trained without noise.
+    needs_float32: half precision would lose what this model computes, so that `auto` never chooses it.
     default_fidelity: strength of back-projection (0..1) when the settings leave it to the model.
     min_cuda_bytes: device memory below which `auto` does not choose the model; None if it is not chosen on CUDA.
     """
@@ -66,6 +68,8 @@ class ModelEntry:
     files: dict[Part, tuple[WeightFile, ...]]
     latent_scale: float
     default_fidelity: float
+    noise_scale: float = 1.0
+    needs_float32: bool = False
     min_cuda_bytes: int | None = None
 
     @property
@@ -127,13 +131,15 @@ _TEXT = tuple(
 NANO = ModelEntry(
     name="nano",
     title="Nano (embedded, for CPU and first tries)",
-    num_parameters=6_612_756,
+    num_parameters=6_809_492,
     files={
         Part.DIT: (WeightFile(name="nano_dit.safetensors"),),
         Part.VAE: (WeightFile(name="nano_vae.safetensors"),),
     },
     latent_scale=1.0,
     default_fidelity=1.0,
+    noise_scale=0.0,
+    needs_float32=True,
 )
 
 SEEDVR2_3B = ModelEntry(

@@ -46,11 +46,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The number format of the networks; `auto` is bfloat16 on CUDA where the card computes in it, else float32."""
+def choose_dtype(precision: Precision, device: torch.device, needs_float32: bool = False) -> torch.dtype:
+    """The number format of the networks; `auto` is bfloat16 on CUDA where the card computes in it, else float32.
+
+    `needs_float32` is the model's: `auto` is then float32 everywhere.
+    """
     if precision is not Precision.AUTO:
         return _DTYPES[precision]
-    if device.type != "cuda":
+    if device.type != "cuda" or needs_float32:
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
@@ -92,7 +95,7 @@ def plan_budget(
     restores better. `window_latents` > 0 is the user's own choice.
     """
     if device.type != "cuda":
-        return Budget(encode_frames=4, decode_latents=1, window_latents=window_latents or 9)
+        return Budget(encode_frames=8, decode_latents=2, window_latents=window_latents or 9)
     if free_bytes is None:
         free_bytes = torch.cuda.mem_get_info(device)[0] + _reusable_bytes(device)
     element = torch.finfo(dtype).bits // 8

@@ -44,8 +44,8 @@ class Engine:
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
         self.device = choose_device(self.settings.device)
-        self.dtype = choose_dtype(self.settings.precision, self.device)
         self.entry: ModelEntry = choose_model(self.settings.model, self.device)
+        self.dtype = choose_dtype(self.settings.precision, self.device, self.entry.needs_float32)
         self._models: Models | None = None
         self._busy = threading.Lock()
         use_threads(self.settings.threads)

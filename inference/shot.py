@@ -145,10 +145,9 @@ class _Shot:
             latent = rearrange(torch.cat(latents, dim=2), "1 C t h w -> t h w C")
             frames, height, width, channels = latent.shape
             size = (frames, height, width, channels)
-            noise = unit_noise(self._plan.seed, self._first_frame + window.start, size)
-            restored = denoise(
-                self._models.dit, noise.to(self._device), latent, self._models.text, on_block=self._tracker.check
-            )
+            noise = unit_noise(self._plan.seed, self._first_frame + window.start, size).to(self._device)
+            noise *= self._models.entry.noise_scale
+            restored = denoise(self._models.dit, noise, latent, self._models.text, on_block=self._tracker.check)
         self._tracker.advance(Work.DENOISE, latents_to_frames(window.stop) - before)
         return rearrange(restored, "t h w C -> 1 C t h w")
 

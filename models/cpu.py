@@ -9,6 +9,8 @@ What makes it fast:
 - oneDNN runs every convolution and adds the next summand on its way out; group norm's scale and shift with SiLU are one
   depthwise convolution with that activation.
 - Upsamplers are merged (``merged_upsampler.py``).
+- What the weights make idle is left out: residual branches that end in zeros, taps of zeros, convolutions that hand
+  their input on. A model that starts as a codec (``training/codec.py``) has many of them.
 """
 
 from __future__ import annotations
@@ -32,15 +34,29 @@ class Resnet:
     def __init__(self, block: ResnetBlock) -> None:
         self.norm1, self.norm2 = NormSilu(block.norm1), NormSilu(block.norm2)
         self.conv1, self.conv2 = _time_conv(block.conv1), _time_conv(block.conv2)
+        self.is_idle = _is_zero(block.conv2)
         self.shortcut = None
         if block.conv_shortcut is not None:
             self.shortcut = (dense(block.conv_shortcut.weight[:, :, 0]), _bias(block.conv_shortcut))
 
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
-        h = self.conv1([self.norm1(frame) for frame in x], stream)
+        h = [] if self.is_idle else self.conv1([self.norm1(frame) for frame in x], stream)
         if self.shortcut is not None:
             x = [conv2d(frame, *self.shortcut, padding=0) for frame in x]
-        return self.conv2([self.norm2(frame) for frame in h], stream, residual=x)
+        return x if self.is_idle else self.conv2([self.norm2(frame) for frame in h], stream, residual=x)
+
+
+def _is_zero(layer: nn.Conv3d | nn.Linear) -> bool:
+    """Whether a layer gives zeros for any input."""
+    return not layer.weight.any() and (layer.bias is None or not layer.bias.any())
+
+
+def _passes(conv: nn.Conv3d) -> bool:
+    """Whether a 3x3x3 causal convolution gives back its input: the newest frame's centre, channel by channel."""
+    identity = torch.zeros_like(conv.weight)
+    index = torch.arange(conv.weight.shape[0])
+    identity[index, index, -1, 1, 1] = 1
+    return torch.equal(conv.weight, identity) and not _bias(conv).any()
 
 
 def _bias(conv: nn.Conv3d) -> Tensor:
@@ -57,13 +73,20 @@ class Down:
 
     def __init__(self, down: Downsample) -> None:
         conv = down.conv
-        self.taps = [dense(conv.weight[:, :, tap]) for tap in range(conv.kernel_size[0])]
-        self.still = dense(conv.weight.detach().double().sum(dim=2).to(conv.weight.dtype))
+        weight = conv.weight.detach()
+        # A kernel without a last row and column never reads the padding.
+        self.pads = bool(weight[..., 2, :].any() or weight[..., 2].any())
+        if not self.pads:
+            weight = weight[..., :2, :2]
+        self.num_taps = weight.shape[2]
+        self.taps = [(tap, dense(weight[:, :, tap])) for tap in range(self.num_taps) if weight[:, :, tap].any()]
+        self.still = dense(weight.double().sum(dim=2).to(weight.dtype))
         self.bias = _bias(conv)
 
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
-        x = [F.pad(frame, (0, 1, 0, 1)) for frame in x]
-        if len(self.taps) == 1:
+        if self.pads:
+            x = [F.pad(frame, (0, 1, 0, 1)) for frame in x]
+        if self.num_taps == 1:
             return [conv2d(frame, self.still, self.bias, 0, 2) for frame in x]
         history = stream.take(1, x[0])
         stream.put(x[-1:])
@@ -72,12 +95,40 @@ class Down:
             out.append(conv2d(x[0], self.still, self.bias, 0, 2))
             history, x = x[:1], x[1:]
         seen = history + x
+        (first, kernel), *others = self.taps
         for i in range(0, len(x), 2):
-            frame = conv2d(seen[i], self.taps[0], self.bias, 0, 2)
-            conv2d_accumulate(frame, seen[i + 1], self.taps[1], 0, 2)
-            conv2d_accumulate(frame, seen[i + 2], self.taps[2], 0, 2)
+            frame = conv2d(seen[i + first], kernel, self.bias, 0, 2)
+            for tap, kernel_of_tap in others:
+                conv2d_accumulate(frame, seen[i + tap], kernel_of_tap, 0, 2)
             out.append(frame)
         return out
+
+
+class PassingUp:
+    """Fast form of an ``Upsample`` whose 3x3x3 convolution hands its input on: one 1x1x1 convolution and the unfold."""
+
+    def __init__(self, up: Upsample) -> None:
+        self.weight, self.bias = dense(up.upscale_conv.weight[:, :, 0]), _bias(up.upscale_conv)
+        self.num_phases = 2 if up.temporal else 1
+
+    def __call__(self, x: Frames, stream: FrameStream) -> Frames:
+        out: Frames = []
+        for frame in x:
+            grid = conv2d(frame, self.weight, self.bias, 0)
+            phases = grid.permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.num_phases, -1))  # (B, H, W, 2, 2, z, C)
+            out += [
+                phases[..., phase, :].permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+                for phase in range(self.num_phases)
+            ]
+        if self.num_phases == 2 and stream.num_frames == 0:
+            del out[1]
+        return [frame.contiguous(memory_format=torch.channels_last) for frame in out]
+
+
+def _up(up: Upsample) -> PassingUp | TemporalUp | SpatialUp:
+    if _passes(up.conv):
+        return PassingUp(up)
+    return TemporalUp(up) if up.temporal else SpatialUp(up)
 
 
 class SpatialUp:
@@ -156,11 +207,15 @@ class Mid:
 
     def __init__(self, mid: MidBlock) -> None:
         self.before, self.after = Resnet(mid.resnets[0]), Resnet(mid.resnets[1])
-        self.attention: FrameAttention = mid.attentions[0]
+        attention: FrameAttention = mid.attentions[0]
+        self.attention = None if _is_zero(attention.to_out[0]) else attention
 
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
-        x = [self.attention(frame[:, :, None])[:, :, 0] for frame in self.before(x, stream)]
-        return self.after([frame.contiguous(memory_format=torch.channels_last) for frame in x], stream)
+        x = self.before(x, stream)
+        if self.attention is not None:
+            x = [self.attention(frame[:, :, None])[:, :, 0] for frame in x]
+            x = [frame.contiguous(memory_format=torch.channels_last) for frame in x]
+        return self.after(x, stream)
 
 
 class FastEncoder:
@@ -187,10 +242,10 @@ class FastDecoder:
 
     def __init__(self, decoder: Decoder) -> None:
         self.conv_in, self.conv_out = _time_conv(decoder.conv_in), _time_conv(decoder.conv_out)
-        self.blocks: list[Resnet | SpatialUp | TemporalUp] = []
+        self.blocks: list[Resnet | PassingUp | SpatialUp | TemporalUp] = []
         for block in decoder.up_blocks:
             self.blocks += [Resnet(resnet) for resnet in block.resnets]
-            self.blocks += [TemporalUp(up) if up.temporal else SpatialUp(up) for up in block.upsamplers]
+            self.blocks += [_up(up) for up in block.upsamplers]
         self.mid, self.norm_out = Mid(decoder.mid_block), NormSilu(decoder.conv_norm_out)
 
     def __call__(self, latent: Tensor, stream: FrameStream) -> Tensor:

@@ -38,7 +38,7 @@ NANO_DIT = DiTConfig(
     num_layers=4,
     num_heads=4,
     head_dim=64,
-    latent_channels=64,
+    latent_channels=96,
     mlp=Mlp.GELU,
     mlp_ratio=1,
     rope=Rope.PIXEL,
@@ -47,4 +47,4 @@ NANO_DIT = DiTConfig(
     output_modulation=False,
 )
 
-NANO_VAE = VAEConfig(widths=(8, 16, 64, 120), num_blocks=1, num_groups=1, latent_channels=64)
+NANO_VAE = VAEConfig(widths=(16, 24, 96, 104), num_blocks=1, num_groups=1, latent_channels=96)

@@ -17,7 +17,7 @@ from training.degrade import degrade, draw
 
 Clip = NDArray[np.uint8]
 
-CROP = 144
+CROP = 96
 """Side of a crop; a multiple of 16 that divides by every scale."""
 NUM_FRAMES = 9
 SCALES = (2, 2, 4, 4, 3)

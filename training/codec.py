@@ -93,15 +93,17 @@ def _components(blocks: list[Tensor], kept: int, time: int) -> Tensor:
 class Refine(nn.Module):
     """A residual block on `channels` signals, without a norm: what a residual block of the decoder computes here.
 
+    `hidden` channels lie between its two convolutions.
+
     Starts as the identity.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.gains = nn.Parameter(torch.ones(2, channels))
-        self.shifts = nn.Parameter(torch.zeros(2, channels))
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=(0, 1, 1))
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=(0, 1, 1))
+        self.gains = nn.ParameterList([torch.ones(channels), torch.ones(hidden)])
+        self.shifts = nn.ParameterList([torch.zeros(channels), torch.zeros(hidden)])
+        self.conv1 = nn.Conv3d(channels, hidden, 3, padding=(0, 1, 1))
+        self.conv2 = nn.Conv3d(hidden, channels, 3, padding=(0, 1, 1))
         nn.init.zeros_(self.conv2.weight)
         for conv in (self.conv1, self.conv2):
             nn.init.zeros_(_bias(conv))
@@ -142,8 +144,8 @@ class CodecDecoder(nn.Module):
         full = torch.zeros(8 * PIXEL_GROUP, parts)
         full[:, :kept] = rearrange(pixels, "a b p q r x k -> (a b p q r x) k")[:, :kept]
         self.pixels = nn.Parameter(full)
-        self.refine_parts = Refine(parts)
-        self.refine_pixels = nn.ModuleList([Refine(PIXEL_GROUP), Refine(PIXEL_GROUP)])
+        self.refine_parts = Refine(parts, parts)
+        self.refine_pixels = nn.ModuleList([Refine(PIXEL_GROUP, c1 - SPARE) for _ in range(2)])
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def _write_decoder(vae: VideoVAE, trained: CodecDecoder) -> None:
     decoder = vae.decoder
     decoder.conv_in.load_state_dict(trained.conv_in.state_dict())
     first, second, third, last = decoder.up_blocks
-    parts = trained.refine_parts.gains.shape[1]
+    parts = len(trained.refine_parts.gains[0])
     _write_upsampler(first.upsamplers[0], rearrange(trained.split, "(p C) k -> p C k", p=8))
     _identity(second.resnets[0].conv_shortcut, parts, signals_only=False)
     _write_refine(second.resnets[1], trained.refine_parts)
@@ -241,20 +243,21 @@ def _fill_spare(weight: Tensor, bias: Tensor, channels: int, constant: float | N
 
 
 def _write_refine(resnet: ResnetBlock, trained: Refine) -> None:
-    signals = trained.gains.shape[1]
-    for norm, conv, source, gain, shift, constant in (
-        (resnet.norm1, resnet.conv1, trained.conv1, trained.gains[0], trained.shifts[0], CONSTANT),
-        (resnet.norm2, resnet.conv2, trained.conv2, trained.gains[1], trained.shifts[1], 0.0),
+    norms, convs = (resnet.norm1, resnet.norm2), (resnet.conv1, resnet.conv2)
+    sources, constants = (trained.conv1, trained.conv2), (CONSTANT, 0.0)
+    for norm, conv, source, gain, shift, constant in zip(
+        norms, convs, sources, trained.gains, trained.shifts, constants, strict=True
     ):
+        outputs, inputs = source.weight.shape[:2]
         norm.weight.zero_()
         norm.bias.zero_()
-        norm.weight[:signals] = gain * CONSTANT * (2 / norm.num_channels) ** 0.5
-        norm.bias[:signals] = shift
+        norm.weight[:inputs] = gain * CONSTANT * (2 / norm.num_channels) ** 0.5
+        norm.bias[:inputs] = shift
         conv.weight.zero_()
         _bias(conv).zero_()
-        conv.weight[:signals, :signals] = source.weight
-        _bias(conv)[:signals] = _bias(source)
-        _fill_spare(conv.weight, _bias(conv), signals, constant)
+        conv.weight[:outputs, :inputs] = source.weight
+        _bias(conv)[:outputs] = _bias(source)
+        _fill_spare(conv.weight, _bias(conv), outputs, constant)
 
 
 def _write_upsampler(upsampler: Upsample, matrices: Tensor, *, signals_only: bool = True) -> None:

@@ -80,7 +80,7 @@ def read_clip(path: Path, start: int, stop: int) -> Clip:
 def read_photo(path: Path) -> Clip:
     """A photo as `(1, H, W, 3) uint8` RGB."""
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))[None]
+        return np.array(image.convert("RGB"))[None]
 
 
 def moving_clip(photo: Clip, num_frames: int, rng: np.random.Generator) -> Clip:

@@ -50,8 +50,11 @@ class LatentRestorer(nn.Module):
 
 
 @torch.no_grad()
-def start_as_identity(dit: DiT) -> None:
+def start_as_identity(dit: DiT, scale: Tensor) -> None:
     """The transformer passes the condition through: its first channels carry it, every block adds nothing.
+
+    `scale (C,)` is what whitened each latent. A step of training in a latent of much variance moves many pixels, so the
+    gates of the channels that carry it start at a tenth of its scale (one at most).
 
     Raises ValueError when the width does not hold the four latents of a patch.
     """
@@ -80,6 +83,8 @@ def start_as_identity(dit: DiT) -> None:
             parameter.zero_()
         elif name.endswith(("_scale", "_gate")):
             parameter.fill_(1.0)
+        if name.endswith("_gate"):
+            parameter[: patch * channels] = (0.1 * scale).clamp(max=1.0).repeat(patch)
 
 
 class Nano(nn.Module):
@@ -90,7 +95,7 @@ class Nano(nn.Module):
         self.config = vae
         self.codec = codec
         self.restorer = LatentRestorer(dit)
-        start_as_identity(self.restorer.dit)
+        start_as_identity(self.restorer.dit, codec.scale)
         self.decoder = CodecDecoder(codec, vae)
         self.vae: VideoVAE | None = None
 
@@ -148,4 +153,5 @@ def write_weights(nano: Nano, folder: Path) -> None:
         }
         part = folder / f"{name}.safetensors.part"
         save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(0o644)
         part.replace(folder / f"{name}.safetensors")

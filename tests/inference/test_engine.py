@@ -147,6 +147,7 @@ def test_auto_means_nano_in_float32_without_cuda(monkeypatch: pytest.MonkeyPatch
     assert device == CPU
     assert choose_model("auto", device).name == "nano"
     assert choose_dtype(Precision.AUTO, device) is torch.float32
+    assert choose_dtype(Precision.AUTO, torch.device("cuda"), needs_float32=True) is torch.float32
     assert choose_dtype(Precision.BFLOAT16, device) is torch.bfloat16
 
 

@@ -42,8 +42,9 @@ MovingFrames = Callable[[int], Frames]
 
 @pytest.fixture
 def restore(tiny_models: Models, moving_frames: MovingFrames) -> Callable[..., Frames]:
-    def run(count: int, plan: ShotPlan = PLAN, first_frame: int = 0) -> Frames:
-        return list(restore_shot(tiny_models, moving_frames(count), plan, make_tracker(), first_frame))
+    def run(count: int, plan: ShotPlan = PLAN, first_frame: int = 0, noise_scale: float = 1.0) -> Frames:
+        models = replace(tiny_models, entry=replace(tiny_models.entry, noise_scale=noise_scale))
+        return list(restore_shot(models, moving_frames(count), plan, make_tracker(), first_frame))
 
     return run
 
@@ -82,6 +83,12 @@ def test_the_same_seed_gives_the_same_frames_and_another_one_does_not(restore: C
 
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_a_model_without_noise_does_not_depend_on_the_seed(restore: Callable[..., Frames]) -> None:
+    first, other = (restore(6, replace(PLAN, seed=seed), noise_scale=0.0) for seed in (1, 2))
+
+    assert np.array_equal(first, other)
 
 
 def test_the_position_in_the_clip_decides_the_noise(restore: Callable[..., Frames]) -> None:

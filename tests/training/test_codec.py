@@ -38,7 +38,8 @@ def test_the_autoencoder_computes_what_codec_and_linear_decoder_compute(codec: C
     torch.nn.init.normal_(decoder.conv_in.bias, std=0.1)
     for refine in (decoder.refine_parts, *decoder.refine_pixels):
         torch.nn.init.normal_(refine.conv2.weight, std=0.02)
-        torch.nn.init.normal_(refine.shifts, std=0.2)
+        for shift in refine.shifts:
+            torch.nn.init.normal_(shift, std=0.2)
     torch.nn.init.normal_(decoder.bias, std=0.1)
     vae = VideoVAE(CONFIG)
     write_codec(vae, codec, decoder)
@@ -69,7 +70,7 @@ def test_the_transformer_starts_as_the_identity() -> None:
         rope=Rope.PIXEL, num_separate_layers=0, last_layer_video_only=False, output_modulation=False,
     )  # fmt: skip
     restorer = LatentRestorer(config)
-    start_as_identity(restorer.dit)
+    start_as_identity(restorer.dit, torch.ones(8))
     latent = torch.randn(2, 8, 2, 4, 6)
     with torch.no_grad():
         assert (restorer(latent) - latent).abs().max() < 1e-5
@@ -81,4 +82,4 @@ def test_a_width_that_cannot_carry_a_patch_is_refused() -> None:
         rope=Rope.PIXEL, num_separate_layers=0, last_layer_video_only=False, output_modulation=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="does not hold"):
-        start_as_identity(DiT(config))
+        start_as_identity(DiT(config), torch.ones(8))
