@@ -169,7 +169,7 @@ def _to_bytes(state: StateFile, key: str, precision: Half) -> memoryview:
             f"{key} of {state.path} has values that {precision} cannot hold; convert to {Half.BFLOAT16} instead, or"
             " download the file again if it holds infinite values itself."
         )
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_disk(folder: Path, needed: int, part: Path) -> None:

@@ -103,7 +103,8 @@ class CausalConv3d(nn.Conv3d):
             (0, padding, padding),
         )
 
-    def forward(self, x: Tensor, stream: ConvStream) -> Tensor:  # (B, C, T, H, W) -> (B, C', T', H', W')
+    def forward(self, x: Tensor, stream: ConvStream) -> Tensor:  # type: ignore[override] # a stream comes with the video
+        """(B, C, T, H, W) -> (B, C', T', H', W')."""
         if self.kernel_size[0] > 1:
             x = self._extend(x, stream)
         return F.conv3d(x, self.weight, self.bias, self.stride, self.padding)

@@ -15,7 +15,8 @@ What makes it fast:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,17 @@ from models.frame_ops import Frames, FrameStream, NormSilu, TimeConv, conv2d, co
 from models.merged_upsampler import FIRST, SECOND, SPATIAL, STEADY, MergedKernel, merge_kernel, unfold_grid
 
 if TYPE_CHECKING:
-    from models.video_vae import Decoder, Downsample, Encoder, FrameAttention, MidBlock, ResnetBlock, Upsample
+    from models.video_vae import (
+        Decoder,
+        DownBlock,
+        Downsample,
+        Encoder,
+        FrameAttention,
+        MidBlock,
+        ResnetBlock,
+        UpBlock,
+        Upsample,
+    )
 
 
 class Resnet:
@@ -44,6 +55,10 @@ class Resnet:
         if self.shortcut is not None:
             x = [conv2d(frame, *self.shortcut, padding=0) for frame in x]
         return x if self.is_idle else self.conv2([self.norm2(frame) for frame in h], stream, residual=x)
+
+
+def _resnets(block: DownBlock | UpBlock | MidBlock) -> list[Resnet]:
+    return [Resnet(resnet) for resnet in cast("Sequence[ResnetBlock]", block.resnets)]
 
 
 def _is_zero(layer: nn.Conv3d | nn.Linear) -> bool:
@@ -206,9 +221,9 @@ class Mid:
     """Fast form of ``MidBlock``; the attention is the plain one, frame by frame."""
 
     def __init__(self, mid: MidBlock) -> None:
-        self.before, self.after = Resnet(mid.resnets[0]), Resnet(mid.resnets[1])
-        attention: FrameAttention = mid.attentions[0]
-        self.attention = None if _is_zero(attention.to_out[0]) else attention
+        self.before, self.after = _resnets(mid)
+        attention = cast("FrameAttention", mid.attentions[0])
+        self.attention = None if _is_zero(cast("nn.Linear", attention.to_out[0])) else attention
 
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
         x = self.before(x, stream)
@@ -224,9 +239,9 @@ class FastEncoder:
     def __init__(self, encoder: Encoder) -> None:
         self.conv_in, self.conv_out = _time_conv(encoder.conv_in), _time_conv(encoder.conv_out)
         self.blocks: list[Resnet | Down] = []
-        for block in encoder.down_blocks:
-            self.blocks += [Resnet(resnet) for resnet in block.resnets]
-            self.blocks += [Down(down) for down in block.downsamplers]
+        for block in cast("Sequence[DownBlock]", encoder.down_blocks):
+            self.blocks += _resnets(block)
+            self.blocks += [Down(down) for down in cast("Sequence[Downsample]", block.downsamplers)]
         self.mid, self.norm_out = Mid(encoder.mid_block), NormSilu(encoder.conv_norm_out)
 
     def __call__(self, video: Tensor, stream: FrameStream) -> Tensor:
@@ -243,9 +258,9 @@ class FastDecoder:
     def __init__(self, decoder: Decoder) -> None:
         self.conv_in, self.conv_out = _time_conv(decoder.conv_in), _time_conv(decoder.conv_out)
         self.blocks: list[Resnet | PassingUp | SpatialUp | TemporalUp] = []
-        for block in decoder.up_blocks:
-            self.blocks += [Resnet(resnet) for resnet in block.resnets]
-            self.blocks += [_up(up) for up in block.upsamplers]
+        for block in cast("Sequence[UpBlock]", decoder.up_blocks):
+            self.blocks += _resnets(block)
+            self.blocks += [_up(up) for up in cast("Sequence[Upsample]", block.upsamplers)]
         self.mid, self.norm_out = Mid(decoder.mid_block), NormSilu(decoder.conv_norm_out)
 
     def __call__(self, latent: Tensor, stream: FrameStream) -> Tensor:

@@ -55,6 +55,25 @@ def test_the_autoencoder_computes_what_codec_and_linear_decoder_compute(codec: C
         assert difference.square().mean().sqrt() < 2e-3
 
 
+def test_the_fast_form_leaves_idle_weights_out_and_computes_the_same(codec: Codec) -> None:
+    decoder = CodecDecoder(codec, CONFIG)
+    torch.nn.init.normal_(decoder.refine_parts.conv2.weight, std=0.02)
+    plain, fast = VideoVAE(CONFIG), VideoVAE(CONFIG)
+    write_codec(plain, codec, decoder)
+    fast.load_state_dict(plain.state_dict())
+    fast.prepare_for_inference()
+    video = _video(3)
+    with torch.inference_mode():
+        expected = plain.encode(video)[0].mean
+        first, state = fast.encode(video[:, :, :5])
+        second, _ = fast.encode(video[:, :, 5:], state)
+        assert (torch.cat([first.mean, second.mean], dim=2) - expected).abs().max() < 5e-3
+        wanted = plain.decode(expected)[0]
+        start, state = fast.decode(expected[:, :, :1])
+        rest, _ = fast.decode(expected[:, :, 1:], state)
+        assert (torch.cat([start, rest], dim=2) - wanted).abs().max() < 1e-3
+
+
 def test_widths_that_cannot_hold_the_codec_are_refused() -> None:
     with pytest.raises(ValueError, match="latent_channels"):
         fit_codec([_video(1)], VAEConfig(widths=(8, 16, 24, 32), latent_channels=16))
