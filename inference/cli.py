@@ -66,12 +66,17 @@ def restore(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .mp4, .png, .jpg, .webp.")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, see below.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; those given here win.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once all is done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Restore the video or image IN into the file OUT; a video keeps its sound."""
     with _user_errors():
         tree = load_settings(*([config] if config else []), settings or [])
+        from inference.media.target import check_is_new
+
+        if not overwrite:
+            check_is_new(target, source)
         from inference.console import show_progress
         from inference.engine import Engine
 

@@ -123,13 +123,7 @@ def restore_image(job: Job, models: Models, plan: ShotPlan, tracker: Tracker) ->
 def restore_video(job: Job, models: Models, plan: ShotPlan, tracker: Tracker) -> Result:
     """A video: every frame of every shot once, encoded in segments, then joined with the source's sound."""
     encode = job.restore.encode
-    parameters = EncodeParameters(
-        size=job.size,
-        fps=job.info.fps,
-        time_base=job.info.output_time_base,
-        quality=encode.quality,
-        preset=encode.preset.value,
-    )
+    parameters = EncodeParameters.for_source(job.info, job.size, encode.quality, encode.preset.value)
     segments: list[Path] = []
     frames = shots = 0
     with _work_folder(job.target) as folder, FrameReader(job.source, job.info) as reader:
@@ -213,7 +207,7 @@ def _publish(folder: Path, target: Path, tracker: Tracker) -> None:
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` that is always removed; named after the process, so that others can do it."""
-    prefix = f".{target.name[:60]}.seedvr-{os.getpid()}-"
+    prefix = f".{target.name[:40]}.seedvr-{os.getpid()}-"
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.absolute().parent))
     except OSError as error:

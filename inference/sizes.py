@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from inference.settings import RestoreSettings
 
 PAD_MULTIPLE = 16
+MIN_SIDE = 8
+"""Of the longer side, unless the source is smaller."""
 MAX_SIDE = 8192
 MAX_PIXELS = 64_000_000
 DEFAULT_FACTOR = 2.0
@@ -61,7 +63,8 @@ def target_size(source: Size, restore: RestoreSettings, *, is_image: bool = Fals
     """Size of the restored picture: short side, factor or box of the settings; factor 2 when none is set.
 
     The aspect ratio is kept up to rounding. Video sizes are even, as 4:2:0 video needs; images may be odd. A box is
-    never exceeded. Raises SettingsError when the result is beyond 8192 pixels a side or 64 megapixels.
+    never exceeded. Raises SettingsError when the result is beyond 8192 pixels a side or 64 megapixels, or when it
+    is smaller than the source and has less than 8 pixels on its longer side.
     """
     step = 1 if is_image else 2
     box = restore.box_size()
@@ -80,6 +83,8 @@ def padded_size(size: Size) -> Size:
 
 
 def _check_limits(source: Size, size: Size) -> None:
+    if size.long < min(MIN_SIDE, source.long - 1):  # a side of the source may lose a pixel to become even
+        raise SettingsError(f"A {source} source would become {size}, too small to show anything; choose a larger size.")
     if size.long > MAX_SIDE:
         raise SettingsError(
             f"A {source} source would become {size}, more than {MAX_SIDE} pixels on a side; choose a smaller size."

@@ -144,7 +144,7 @@ class CodecDecoder(nn.Module):
         full = torch.zeros(8 * PIXEL_GROUP, parts)
         full[:, :kept] = rearrange(pixels, "a b p q r x k -> (a b p q r x) k")[:, :kept]
         self.pixels = nn.Parameter(full)
-        self.refine_parts = Refine(parts, parts)
+        self.refine_parts = Refine(parts, c2 // 3)
         self.refine_pixels = nn.ModuleList([Refine(PIXEL_GROUP, c1 - SPARE) for _ in range(2)])
         self.bias = nn.Parameter(torch.zeros(3))
 
@@ -189,7 +189,7 @@ def _write_encoder(vae: VideoVAE, codec: Codec) -> None:
         down = block.downsamplers[0].conv
         down.weight.zero_()
         _bias(down).zero_()
-        down.weight[:, : kernel.shape[1], -kernel.shape[2] :, :2, :2] = kernel
+        down.weight[: kernel.shape[0], : kernel.shape[1], -kernel.shape[2] :, :2, :2] = kernel
     last = encoder.down_blocks[3].resnets[0].conv_shortcut
     assert last is not None
     last.weight.zero_()

@@ -98,6 +98,8 @@ class Nano(nn.Module):
         start_as_identity(self.restorer.dit, codec.scale)
         self.decoder = CodecDecoder(codec, vae)
         self.vae: VideoVAE | None = None
+        self.skips_restorer = False
+        """While the transformer is still the identity, nothing is lost by leaving it out."""
 
     def become_joint(self) -> None:
         """Replaces the linear codec by the autoencoder that computes the same, all of whose weights can be trained."""
@@ -122,7 +124,9 @@ class Nano(nn.Module):
     def forward(self, examples: Sequence[Example], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Restored `(B, 3, T, *size)`, its latent before decoding, and the enlarged input."""
         enlarged = torch.stack([resize(example.small, size) for example in examples]).clamp(-1, 1)
-        latent = self.restorer(self.encode(enlarged))
+        latent = self.encode(enlarged)
+        if not self.skips_restorer:
+            latent = self.restorer(latent)
         decoded = self.decode(latent)
         restored = [back_project(video, example) for video, example in zip(decoded, examples, strict=True)]
         return torch.stack(restored), latent, enlarged

@@ -1,8 +1,8 @@
 """Makes `nano`: `python -m training.train --data FOLDER --out FOLDER`. Owns stages, optimiser and state file.
 
-1. codec: closed form. 2. latent: transformer and linear decoder, with pixel losses through the decoder. 3. joint: all
-weights through the real autoencoder. The state is written about once a minute and at the end of a call; a call with
-the same `--out` goes on from there. Runs on one GPU or on the CPU.
+1. codec: closed form. 2. refine: the residual blocks of the decoder. 3. latent: transformer and decoder, with pixel
+losses through the decoder. 4. joint: all weights through the real autoencoder. The state is written every two minutes
+and at the end of a call; a call with the same `--out` goes on from there. Runs on one GPU or on the CPU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ WARM_UP = 60
 """Steps at the start of a stage in which the rate rises."""
 CLIP_FRAMES = 17
 CODEC_VIDEOS = 60
-SAVE_EVERY_S = 60.0
+SAVE_EVERY_S = 120.0
 NUM_VALIDATION = 24
 SHARES = {"refine_pixels": 1.0, "refine_parts": 0.1, "decoder.": 0.02, "vid_": 0.05, ".ada.": 0.05, "vae.": 0.02}
 """Share of the rate for the weights whose name holds the text; the first that does decides, else 1."""
 
 
 class Stage(StrEnum):
+    REFINE = "refine"
     LATENT = "latent"
     JOINT = "joint"
     DONE = "done"
@@ -49,8 +50,10 @@ class Stage(StrEnum):
 class Recipe:
     """Minutes of training of each stage, peak rates of Adam, clips a step, weight of the latent loss."""
 
-    latent_minutes: float = 12.0
-    joint_minutes: float = 12.0
+    refine_minutes: float = 6.0
+    latent_minutes: float = 9.0
+    joint_minutes: float = 9.0
+    refine_rate: float = 1e-3
     latent_rate: float = 1e-3
     joint_rate: float = 3e-4
     batch: int = 6
@@ -58,14 +61,17 @@ class Recipe:
     seed: int = 0
 
     def minutes(self, stage: Stage) -> float:
-        return self.latent_minutes if stage is Stage.LATENT else self.joint_minutes
+        return {Stage.REFINE: self.refine_minutes, Stage.LATENT: self.latent_minutes}.get(stage, self.joint_minutes)
+
+    def rate(self, stage: Stage) -> float:
+        return {Stage.REFINE: self.refine_rate, Stage.LATENT: self.latent_rate}.get(stage, self.joint_rate)
 
 
 @dataclass(slots=True)
 class Position:
     """Where training is: the stage, its steps and its seconds so far."""
 
-    stage: Stage = Stage.LATENT
+    stage: Stage = Stage.REFINE
     steps: int = 0
     seconds: float = 0.0
 
@@ -104,7 +110,7 @@ def start(pairs: list[Pair], recipe: Recipe, out: Path, device: torch.device) ->
     state = torch.load(state_file, map_location="cpu", weights_only=False)  # our own file
     nano = Nano(NANO_DIT, NANO_VAE, state["codec"])
     position: Position = state["position"]
-    if position.stage is not Stage.LATENT:
+    if position.stage in (Stage.JOINT, Stage.DONE):
         nano.become_joint()
     nano.load_state_dict(state["weights"])
     return _to(nano, device), position
@@ -140,11 +146,12 @@ def run(
     report_validation(nano, validation, position)
     while position.stage is not Stage.DONE and time.monotonic() < stop:
         finished = _run_stage(nano, pairs, validation, recipe, position, out, stop)
-        if finished and position.stage is Stage.LATENT:
+        if not finished:
+            break
+        following = {Stage.REFINE: Stage.LATENT, Stage.LATENT: Stage.JOINT}.get(position.stage, Stage.DONE)
+        position.stage, position.steps, position.seconds = following, 0, 0.0
+        if following is Stage.JOINT:
             nano.become_joint()
-            position.stage, position.steps, position.seconds = Stage.JOINT, 0, 0.0
-        elif finished:
-            position.stage = Stage.DONE
     _save(nano, position, out)
     report_validation(nano, validation, position)
     write_weights(nano, out / "weights")
@@ -162,7 +169,8 @@ def _run_stage(
     optimizer = _optimizer(nano, position.stage)
     device = next(nano.parameters()).device
     budget = 60 * recipe.minutes(position.stage)
-    peak = recipe.latent_rate if position.stage is Stage.LATENT else recipe.joint_rate
+    peak = recipe.rate(position.stage)
+    nano.skips_restorer = position.stage is Stage.REFINE
     saved = last = time.monotonic()
     warm_up_from = position.steps
     while position.seconds < budget:
@@ -172,7 +180,7 @@ def _run_stage(
         rate = peak * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * position.seconds / budget)))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        rng = np.random.default_rng((recipe.seed, position.stage is Stage.JOINT, position.steps))
+        rng = np.random.default_rng((recipe.seed, list(Stage).index(position.stage), position.steps))
         report = step(nano, optimizer, [_move(sample(pairs, rng), device) for _ in range(recipe.batch)], recipe)
         now = time.monotonic()
         position.seconds += now - last
@@ -225,7 +233,10 @@ def _optimizer(nano: Nano, stage: Stage) -> torch.optim.AdamW:
     for name, parameter in nano.named_parameters():
         if name.startswith(("restorer.dit.emb_in", "restorer.dit.txt_in")):
             parameter.requires_grad_(False)  # constants of a model with one timestep and one text
+        elif stage is Stage.REFINE and ".refine_" not in name:
+            parameter.requires_grad_(False)
         elif not (stage is Stage.JOINT and name.startswith("decoder.")):
+            parameter.requires_grad_(True)
             groups.append({"params": [parameter], "share": _share(name, stage)})
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 

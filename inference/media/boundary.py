@@ -26,6 +26,8 @@ _FORMATS = (
 )
 _HEAD_BYTES = 4096
 _MAX_BOXES = 10_000
+MAX_NAME_BYTES = 255
+"""Of one file name, on every common file system."""
 
 
 def open_input(path: Path) -> InputContainer:
@@ -61,7 +63,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def check_source(path: Path) -> None:
     """Raise MediaError when `path` is missing, a folder, empty, or holds only zero bytes at its start."""
-    if not path.exists():
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES or not path.exists():
         raise MediaError(f"'{path}' does not exist; check the name and the folder.")
     if not path.is_file():
         raise MediaError(f"'{path}' is not a file; choose a video or an image.")
@@ -125,5 +127,6 @@ def publish(part: Path, target: Path) -> None:
 
 
 def part_path(target: Path) -> Path:
-    """Name of the unfinished file beside `target`."""
-    return target.with_name(target.name + ".part")
+    """Name of the unfinished file beside `target`; shortened where a file system could not hold it."""
+    name = target.name + ".part"
+    return target.with_name(name if len(os.fsencode(name)) <= MAX_NAME_BYTES else target.name[:40] + ".part")

@@ -43,7 +43,8 @@ def decode_frames(
 ) -> Iterator[Frame]:
     """Frames of the video from number `start` on, one by one.
 
-    `is_stopped` is asked between packets. `warn` gets a sentence for each kind of damage. Raises MediaError when the
+    `is_stopped` is asked between packets. `warn` gets a sentence for each kind of damage and for a
+    changing picture size. Raises MediaError when the
     file cannot be read or nothing in it can be decoded.
     """
     if start > 0 and _can_seek(info):
@@ -83,6 +84,7 @@ class _Decoder:
         self._is_stopped = is_stopped
         self._num_damaged = 0
         self._ended_early = False
+        self._is_fitted = False
         size = (info.height, info.width) if info.orientation.transpose else (info.width, info.height)
         self._to_rgb = ToRgb(*size, info.color, info.stored_height)
         self.count = 0
@@ -123,8 +125,11 @@ class _Decoder:
             frame = next(frames, None)
 
     def report(self, count: int | None, warn: Callable[[str], None]) -> None:
-        """Tell damage; `count` is the number of frames that the file gave, None when it was not read from its start."""
+        """Tell damage and changes of size; `count` is the number of frames that the file gave, None when it was not
+        read from its start."""
         expected = self._info.num_frames
+        if self._is_fitted:
+            warn("The picture size changes within the video; every frame was scaled to the size of the first.")
         if count is not None and expected is not None and count < expected:
             warn(f"The file is damaged: only {count} of its {expected} frames could be decoded.")
         elif self._num_damaged:
@@ -137,6 +142,7 @@ class _Decoder:
         return round((seconds - self._info.start) * self._info.fps)
 
     def _convert(self, frame: VideoFrame, pts: Fraction, duration: Fraction, index: int) -> Frame:
+        self._is_fitted |= (frame.width, frame.height) != (self._info.stored_width, self._info.stored_height)
         return Frame(upright(self._to_rgb(frame), self._info.orientation), pts, duration, index)
 
     def _whole_frames(self) -> Iterator[VideoFrame]:

@@ -77,7 +77,14 @@ def find_dit_index(folder: Path) -> dict[str, object]:
 
 
 def _is_dit_index(document: object) -> bool:
-    return isinstance(document, dict) and isinstance(document.get("models"), dict) and "forward" in document
+    if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
+        return False
+    entries = [*document["models"].values(), *_list(document.get("forward"))]
+    return "forward" in document and bool(entries) and all(isinstance(entry, dict) for entry in entries)
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _has_tables(document: object) -> bool:

@@ -37,8 +37,7 @@ class Player {
     }, make("span", { class: "grip", "aria-hidden": "true" }, "◂▸"));
     this.stage = make(
       "div", { class: "stage" }, this.canvas, this.divider,
-      make("span", { class: "badge before", "aria-hidden": "true" }, "Before"),
-      make("span", { class: "badge after", "aria-hidden": "true" }, "After"),
+      makeSide("before", "Before"), makeSide("after", "After"),
     );
     this.video = make("video", { playsinline: "", preload: "auto", loop: true, hidden: true });
     this.play = this.button("Play", () => this.toggle());
@@ -50,6 +49,8 @@ class Player {
     this.time = make("span", { class: "time" });
     this.sound = this.button("Mute", () => { this.video.muted = !this.video.muted; });
     this.full = this.button("Full screen", () => this.toggleFull());
+    setHidden(this.full, !document.fullscreenEnabled); // phones that have it for videos only
+    document.addEventListener("fullscreenchange", () => setText(this.full, document.fullscreenElement ? "Exit full screen" : "Full screen"));
     this.controls = make("div", { class: "controls" }, this.play, this.back, this.forth, this.seek, this.time, this.sound);
     this.problem = make("p", { class: "alert", role: "alert" });
     this.element = make(
@@ -231,6 +232,11 @@ class Player {
     const attributes = symbol ? { "aria-label": label, title: label } : {};
     return make("button", { type: "button", ...attributes, onclick }, symbol || label);
   }
+}
+
+// The label of one side; the divider covers it as it covers its side.
+function makeSide(name, label) {
+  return make("div", { class: `side ${name}`, "aria-hidden": "true" }, make("span", { class: "badge" }, label));
 }
 
 function toClock(seconds) {

@@ -93,6 +93,56 @@ def test_a_bad_source_ends_with_one_sentence_and_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_result_replaces_a_file_only_when_told_to(
+    nano: list[str], make_clip: Any, decoded: Any, tmp_path: Path
+) -> None:
+    source, target = make_clip("in.mp4", 2), tmp_path / "out.mp4"
+    target.write_bytes(b"the only copy")
+
+    refused = call("restore", source, target, *nano, "-q")
+
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--overwrite" in refused.stderr
+    assert target.read_bytes() == b"the only copy"
+
+    assert call("restore", source, target, *nano, "-q", "--overwrite").exit_code == 0
+    assert len(decoded(target)) == 2
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".mp4", "\U0001f3ac" * 60 + ".mp4"])
+def test_a_name_as_long_as_names_can_be_works(nano: list[str], make_clip: Any, tmp_path: Path, name: str) -> None:
+    source = make_clip("in.mp4", 1)
+
+    assert call("restore", source, tmp_path / name, *nano, "-q").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.mp4", name])
+
+
+def test_a_name_that_is_too_long_is_one_sentence(nano: list[str], make_clip: Any, tmp_path: Path) -> None:
+    for arguments in ([make_clip("in.mp4", 1), tmp_path / ("x" * 300 + ".mp4")], ["y" * 300, tmp_path / "out.mp4"]):
+        result = call("restore", *arguments, *nano, "-q")
+        assert result.exit_code == 2
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_empty_file_is_no_result_to_protect(nano: list[str], make_clip: Any, decoded: Any, tmp_path: Path) -> None:
+    target = tmp_path / "out.mp4"
+    target.touch()
+
+    assert call("restore", make_clip("in.mp4", 2), target, *nano, "-q").exit_code == 0
+    assert len(decoded(target)) == 2
+
+
+def test_the_source_is_not_replaced_even_when_told_to(nano: list[str], make_clip: Any) -> None:
+    source = make_clip("in.mp4", 2)
+    content = source.read_bytes()
+
+    for more in ([], ["--overwrite"]):
+        result = call("restore", source, source, *nano, "-q", *more)
+        assert result.exit_code == 2
+        assert "replace its own source" in result.stderr
+    assert source.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("setting", "part"),
     [("sed=1", "restore.seed"), ("resolution=16384", "smaller size"), ("model=big", "nano"), ("seed", "key=value")],

@@ -56,6 +56,16 @@ def test_a_box_of_one_pixel_is_refused_for_video() -> None:
         target_size(Size(100, 100), RestoreSettings(box="1x1"))
 
 
+def test_a_picture_of_a_few_pixels_is_refused() -> None:
+    with pytest.raises(SettingsError, match="480x270 source would become 2x2, too small to show anything"):
+        target_size(Size(480, 270), RestoreSettings(factor=0.001))
+
+
+@pytest.mark.parametrize("size", [Size(1, 1), Size(5, 7), Size(8, 8)])
+def test_a_tiny_source_may_stay_tiny(size: Size) -> None:
+    assert target_size(size, RestoreSettings(factor=1)).short <= 8
+
+
 def test_a_side_beyond_the_limit_is_refused_with_both_sizes() -> None:
     with pytest.raises(SettingsError, match="320x180 source would become 9600x5400, more than 8192 pixels on a side"):
         target_size(Size(320, 180), RestoreSettings(resolution=5400))

@@ -209,6 +209,7 @@ def test_cancelling_leaves_no_file(edge: Path, tmp_path: Path, segments: Segment
         ("out.mp4", Kind.IMAGE, r"name the result \.png"),
         ("none/out.mp4", Kind.VIDEO, "does not exist"),
         ("folder.mp4", Kind.VIDEO, "is a folder"),
+        (".", Kind.VIDEO, "is a folder"),
     ],
 )
 def test_a_target_that_cannot_work_is_refused_early(tmp_path: Path, name: str, kind: Kind, sentence: str) -> None:

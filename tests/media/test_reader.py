@@ -98,6 +98,12 @@ def test_a_stream_that_changes_its_size_keeps_the_first_one(edge: Path) -> None:
     assert all(frame.std() > 5 for frame in frames[::16])
 
 
+def test_a_change_of_size_is_told(edge: Path) -> None:
+    with FrameReader(edge / "resolution_change.h264") as reader:
+        assert len(list(reader)) == 96
+    assert [warning for warning in reader.warnings if "picture size changes" in warning] != []
+
+
 def test_interlaced_frames_come_without_combs(edge: Path) -> None:
     path = edge / "interlaced_tff_ntsc_h264.ts"
     info = probe(path)

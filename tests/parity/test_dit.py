@@ -163,6 +163,17 @@ def test_a_folder_without_fixtures_gets_one_sentence(
     assert "holds no known fixtures" in output.err
 
 
+@pytest.mark.parametrize("index", [{"models": {"a": 3}, "forward": []}, {"models": {}, "forward": 1}])
+def test_an_index_of_something_else_gets_one_sentence(
+    index: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert run_parity(tmp_path) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert "holds no known fixtures" in output.err
+
+
 def test_a_truncated_file_gets_one_sentence(
     small_copy: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,10 +20,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Reque
 
 from tests.ui.server import Server, running_server
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 WAIT_MS = 20_000
-JOB_MS = 45_000
+JOB_MS = 90_000
 NUM_FRAMES, WIDTH, HEIGHT = 12, 64, 48
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
@@ -179,6 +179,26 @@ def test_dragging_the_divider_changes_the_picture(finished: Finished) -> None:
     assert _pixels(page) != after
 
 
+def test_no_label_stays_over_the_other_side(finished: Finished) -> None:
+    page = finished[0].page
+    _wait_for_picture(page)
+    divider = page.get_by_role("slider", name="Divider between before and after")
+    divider.press("End")
+    assert _is_visible_on_stage(page, "Before")
+    assert not _is_visible_on_stage(page, "After")
+    divider.press("Home")
+    assert not _is_visible_on_stage(page, "Before")
+    assert _is_visible_on_stage(page, "After")
+
+
+def test_the_full_screen_button_says_how_to_leave(finished: Finished) -> None:
+    page = finished[0].page
+    _wait_for_picture(page)
+    page.get_by_role("button", name="Full screen", exact=True).click()
+    page.get_by_role("button", name="Exit full screen").click()
+    page.get_by_role("button", name="Full screen", exact=True).wait_for()
+
+
 def test_one_playhead_moves_the_video(finished: Finished) -> None:
     page = finished[0].page
     _wait_for_picture(page)
@@ -236,6 +256,28 @@ def test_a_bad_file_gets_one_clear_sentence_and_cannot_be_started(desktop: Visit
     page.get_by_role("button", name="Start").click()
     page.get_by_text("Add a video or an image first.").wait_for()
     assert page.locator(".jobs li").count() == 0
+
+
+def test_the_sentence_about_a_bad_file_is_not_cut_off(desktop: Visit, clip: Path, shared: Path) -> None:
+    page = desktop.page
+    page.set_input_files(".zone input", [str(clip), str(clip), str(shared / "media" / "edge" / "text_renamed.mp4")])
+    page.locator(".files li.bad .note").wait_for()
+    note, files = page.locator(".files li.bad").bounding_box(), page.locator(".files").bounding_box()
+    assert note is not None
+    assert files is not None
+    assert note["y"] + note["height"] <= files["y"] + files["height"] + 1
+    assert _overflow(page) == (0, 0)
+
+
+def test_the_panels_begin_alike(desktop: Visit) -> None:
+    page = desktop.page
+    gaps = []
+    for name in ("#queue", "#result"):
+        panel, heading = page.locator(name).bounding_box(), page.locator(f"{name} h2").bounding_box()
+        assert panel is not None
+        assert heading is not None
+        gaps.append(heading["y"] - panel["y"])
+    assert abs(gaps[0] - gaps[1]) <= 1
 
 
 def test_a_running_job_can_be_cancelled_and_removed(desktop: Visit, shared: Path) -> None:
@@ -307,6 +349,20 @@ def _overflow(page: Page) -> tuple[int, int]:
     root = "document.documentElement"
     wide, high = page.evaluate(f"[{root}.scrollWidth - {root}.clientWidth, {root}.scrollHeight - {root}.clientHeight]")
     return int(wide), int(high)
+
+
+def _is_visible_on_stage(page: Page, label: str) -> bool:
+    """Whether any of the label's middle is not cut away by the side that it belongs to."""
+    return bool(
+        page.locator(".stage .badge", has_text=label).evaluate(
+            """(badge) => {
+                const box = badge.getBoundingClientRect();
+                const side = badge.parentElement.getBoundingClientRect();
+                const middle = (box.left + box.right) / 2;
+                return side.left < middle && middle < side.right;
+            }"""
+        )
+    )
 
 
 def _wait_for_picture(page: Page) -> None:
