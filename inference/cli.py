@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inference.catalogue import CATALOGUE, find_model
+from inference.catalogue import AUTO_MODEL, CATALOGUE, find_model
 from inference.errors import CancelledError, RestoreError, SettingsError
 from inference.progress import Cancellation
 from inference.settings import Precision, describe, load_settings, to_text
@@ -106,6 +106,8 @@ def serve(
     """Start the browser app."""
     with _user_errors(logging.INFO):
         engine = load_settings(settings or []).engine
+        if engine.model != AUTO_MODEL:
+            find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(host, port, data, engine, root_path=root_path)
 
 

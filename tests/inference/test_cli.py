@@ -252,3 +252,13 @@ def test_serve_starts_the_app_with_its_options(monkeypatch: pytest.MonkeyPatch, 
     (host, port, data, engine), _ = fake.calls[0]
     assert result.exit_code == 0
     assert (host, port, data, engine.model) == ("127.0.0.1", 9000, tmp_path, "nano")
+
+
+def test_serve_refuses_a_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeModule(monkeypatch, "app", None)
+
+    result = call("serve", "model=none")
+
+    assert result.exit_code == 2
+    assert "nano" in result.stderr
+    assert not fake.calls
