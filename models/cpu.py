@@ -9,8 +9,9 @@ What makes it fast:
 - oneDNN runs every convolution and adds the next summand on its way out; group norm's scale and shift with SiLU are one
   depthwise convolution with that activation.
 - Upsamplers are merged (``merged_upsampler.py``).
-- What the weights make idle is left out: residual branches that end in zeros, taps of zeros, convolutions that hand
-  their input on. A model that starts as a codec (``training/codec.py``) has many of them.
+- What the weights make idle is left out: residual branches that end in zeros, taps of zeros, channels that are neither
+  read nor written, convolutions that hand their input on. A model that starts as a codec (``training/codec.py``) has
+  many of them.
 """
 
 from __future__ import annotations
@@ -43,8 +44,18 @@ class Resnet:
     """Fast form of ``ResnetBlock``."""
 
     def __init__(self, block: ResnetBlock) -> None:
-        self.norm1, self.norm2 = NormSilu(block.norm1), NormSilu(block.norm2)
-        self.conv1, self.conv2 = _time_conv(block.conv1), _time_conv(block.conv2)
+        first, second = block.conv1.weight.detach(), block.conv2.weight.detach()
+        first_bias = _bias(block.conv1)
+        read, alive = first.shape[1], None
+        if block.norm1.num_groups == 1:
+            used = first.any(dim=4).any(dim=3).any(dim=2)  # (C', C)
+            read = _count_to_last(used.any(dim=0))
+            hidden = used.any(dim=1) | first_bias.bool() | second.any(dim=4).any(dim=3).any(dim=2).any(dim=0)
+            alive = hidden.nonzero().flatten()
+            first, first_bias, second = first[alive, :read], first_bias[alive], second[:, alive]
+        self.norm1, self.norm2 = NormSilu(block.norm1, wanted=read), NormSilu(block.norm2, alive)
+        self.conv1 = TimeConv(first, first_bias, padding=1)
+        self.conv2 = TimeConv(second, _bias(block.conv2), padding=1)
         self.is_idle = _is_zero(block.conv2)
         self.shortcut = None
         if block.conv_shortcut is not None:
@@ -55,6 +66,12 @@ class Resnet:
         if self.shortcut is not None:
             x = [conv2d(frame, *self.shortcut, padding=0) for frame in x]
         return x if self.is_idle else self.conv2([self.norm2(frame) for frame in h], stream, residual=x)
+
+
+def _count_to_last(flags: Tensor) -> int:
+    """How many leading entries hold every True one; at least 1."""
+    positions = flags.nonzero()
+    return int(positions[-1]) + 1 if len(positions) else 1
 
 
 def _resnets(block: DownBlock | UpBlock | MidBlock) -> list[Resnet]:
@@ -131,13 +148,12 @@ class PassingUp:
         for frame in x:
             grid = conv2d(frame, self.weight, self.bias, 0)
             phases = grid.permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.num_phases, -1))  # (B, H, W, 2, 2, z, C)
-            out += [
-                phases[..., phase, :].permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-                for phase in range(self.num_phases)
-            ]
+            for phase in range(self.num_phases):
+                pixels = phases[..., phase, :].permute(0, 1, 3, 2, 4, 5)  # (B, H, 2, W, 2, C)
+                out.append(pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2))  # channels last
         if self.num_phases == 2 and stream.num_frames == 0:
             del out[1]
-        return [frame.contiguous(memory_format=torch.channels_last) for frame in out]
+        return out
 
 
 def _up(up: Upsample) -> PassingUp | TemporalUp | SpatialUp:

@@ -204,29 +204,52 @@ def _add_in_place(frames: Frames, adds: Sequence[Tensor | None]) -> None:
 
 
 class NormSilu:
-    """Group norm of each frame, then SiLU."""
+    """Group norm of each frame, then SiLU.
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        self.groups, self.eps = norm.num_groups, norm.eps
+    With one group, channels that do nothing may be left out: ``present`` of the norm's channels come in (the others are
+    zeros that only count), and the first ``wanted`` of these go out.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, present: Tensor | None = None, wanted: int | None = None) -> None:
+        self.groups, self.eps, self.num_channels = norm.num_groups, norm.eps, norm.num_channels
         self.weight, self.bias = norm.weight.detach(), norm.bias.detach()
+        if present is not None:
+            self.weight, self.bias = self.weight[present], self.bias[present]
+        self.wanted = len(self.weight) if wanted is None else wanted
+        self.is_whole = self.wanted == len(self.weight) == self.num_channels
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.groups != 1 or x.shape[0] != 1 or x.dtype != torch.float32 or not _ONEDNN:
+        if self.groups != 1 or (self.is_whole and not self._is_fast(x)):
             return F.silu(F.group_norm(x, self.groups, self.weight, self.bias, self.eps), inplace=True)
-        mean, variance = _moments(x)
-        scale = self.weight * (variance + self.eps) ** -0.5
-        shift = self.bias - mean * scale
-        channels = x.shape[1]
-        return _onednn_conv(x, scale.view(channels, 1, 1, 1), shift, 0, 1, add=None, swish=True, groups=channels)
+        if not self._is_fast(x):
+            count = self.num_channels * x.shape[2] * x.shape[3]
+            mean = x.sum((1, 2, 3), keepdim=True) / count
+            absent = (self.num_channels - x.shape[1]) * x.shape[2] * x.shape[3]
+            variance = ((x - mean).square().sum((1, 2, 3), keepdim=True) + absent * mean.square()) / count
+            x = (x - mean) * (variance + self.eps).rsqrt() * self.weight[:, None, None] + self.bias[:, None, None]
+            return F.silu(x[:, : self.wanted]).contiguous(memory_format=torch.channels_last)
+        average, spread = _moments(x, self.num_channels)
+        scale = self.weight * (spread + self.eps) ** -0.5
+        shift = self.bias - average * scale
+        kept = self.wanted
+        if kept < x.shape[1]:
+            x = x[:, :kept].contiguous(memory_format=torch.channels_last)
+        weight = scale[:kept].view(kept, 1, 1, 1)
+        return _onednn_conv(x, weight, shift[:kept], 0, 1, add=None, swish=True, groups=kept)
+
+    @staticmethod
+    def _is_fast(x: Tensor) -> bool:
+        return x.shape[0] == 1 and x.dtype == torch.float32 and bool(_ONEDNN)
 
 
-def _moments(x: Tensor) -> tuple[float, float]:
-    """Mean and biased variance of all values of ``x`` (1, C, H, W), each sum in one read."""
+def _moments(x: Tensor, num_channels: int) -> tuple[float, float]:
+    """Mean and biased variance of ``x`` (1, C, H, W) and of zeros in its missing channels, each sum in one read."""
     values = x.permute(0, 2, 3, 1).reshape(-1)
-    mean = values.sum().item() / x.numel()
+    count = num_channels * x.shape[2] * x.shape[3]
+    mean = values.sum().item() / count
     # A few dozen dot products: one long float32 sum would lose digits.
-    square = sum(torch.dot(part, part).item() for part in values.chunk(NUM_PARTIAL_SUMS)) / x.numel()
+    square = sum(torch.dot(part, part).item() for part in values.chunk(NUM_PARTIAL_SUMS)) / count
     variance = square - mean * mean
     if variance < 1e-2 * square:  # cancellation: most digits of the difference are gone
-        variance = (values - mean).square_().mean().item()
+        variance = ((values - mean).square_().sum().item() + (count - x.numel()) * mean * mean) / count
     return mean, variance

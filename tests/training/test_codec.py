@@ -9,7 +9,7 @@ from models.video_vae import VAEConfig, VideoVAE
 from training.codec import Codec, CodecDecoder, fit_codec, write_codec
 from training.nano import LatentRestorer, start_as_identity
 
-CONFIG = VAEConfig(widths=(16, 16, 24, 32), num_blocks=1, num_groups=1, latent_channels=24)
+CONFIG = VAEConfig(widths=(16, 20, 24, 32), num_blocks=1, num_groups=1, latent_channels=24)
 
 
 def _video(seed: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_the_fast_form_leaves_idle_weights_out_and_computes_the_same(codec: Code
 
 def test_widths_that_cannot_hold_the_codec_are_refused() -> None:
     with pytest.raises(ValueError, match="latent_channels"):
-        fit_codec([_video(1)], VAEConfig(widths=(16, 16, 24, 32), latent_channels=16))
+        fit_codec([_video(1)], VAEConfig(widths=(16, 20, 24, 32), latent_channels=16))
 
 
 def test_the_embedded_size_can_hold_the_codec() -> None:
