@@ -237,13 +237,13 @@ def _optimizer(nano: Nano, stage: Stage) -> torch.optim.AdamW:
             parameter.requires_grad_(False)
         elif not (stage is Stage.JOINT and name.startswith("decoder.")):
             parameter.requires_grad_(True)
-            groups.append({"params": [parameter], "share": _share(name, stage)})
+            groups.append({"params": [parameter], "share": _share(name)})
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def _share(name: str, stage: Stage) -> float:
+def _share(name: str) -> float:
     """Share of the rate, by how far a step in these weights moves pixels."""
-    if stage is Stage.JOINT and "conv_norm_out" in name or "vae" in name and "conv_out" in name:
+    if name.startswith("vae.") and ("conv_norm_out" in name or "conv_out" in name):
         return 0.0  # large constants that cancel: a small step here is a large error
     for part, share in SHARES.items():
         if part in name:
