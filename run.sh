@@ -60,7 +60,7 @@ install_torch() {
 
 pip_install() { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$@" </dev/null; }
 
-ensure_environment() { # EXTRA: "base" or "test"
+ensure_environment() { # EXTRA: "base", "bench" or "test"
     local extra=$1 stamp="$VENV/.seedvr-$1" state
     state="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && "$PYTHON" -c '' </dev/null >/dev/null 2>&1; then return 0; fi
@@ -162,7 +162,7 @@ case "${1:-}" in
         run_tests "$@"
         ;;
     *)
-        ensure_environment base
+        ensure_environment "$([ "${1:-}" = bench ] && echo bench || echo base)"
         # The caller's folder stays the working folder, for relative paths, but modules are never taken from it.
         export PYTHONSAFEPATH=1
         [ $# -gt 0 ] || set -- serve
