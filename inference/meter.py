@@ -22,6 +22,7 @@ class Meter:
         self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         if device.type == "cuda":
+            torch.cuda.init()  # the next call fails in a process that has not used the card yet
             torch.cuda.reset_peak_memory_stats(device)
 
     @contextmanager
