@@ -1,7 +1,8 @@
-"""Owns fidelity to the source: back-projection, and the noise estimate that says how far the source is to be believed.
+"""Owns fidelity to the source: back-projection, and the estimates that say how far the source is to be believed.
 
 Back-projection makes an enlarged picture agree with its source when it is scaled back down. Source: M. Irani and
-S. Peleg, "Improving resolution by image registration", CVGIP 53 (1991).
+S. Peleg, "Improving resolution by image registration", CVGIP 53 (1991). A noisy or blurred source is believed less:
+agreeing with it would bring back what the network has just removed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_ITERATIONS = 2
 TRUSTED_NOISE = 0.02  # sigma (1 = white) at which the source is believed half as much as a clean one
+BLURRED_SLOPE = 0.3
+"""Share of a source's finest detail that the network has to add to it until the source counts as blurred."""
+LEAST_TRUST = 0.2
+"""What is left of the strength for a source that is blurred all over."""
 _BLOCK = 16
 _QUIET_SHARE = 0.2
 # Mean of |second difference in x and y| of unit white noise is 6 sqrt(2 / pi) (Immerkaer 1996). The quiet fifth of the
@@ -50,6 +55,53 @@ def back_projection(content: Tensor, source: Tensor, strength: float, iterations
             frame = torch.add(frame, resize_bicubic(missing, large), alpha=strength)
         projected[index] = frame[0]
     return projected
+
+
+class SourceTrust:
+    """The strength of back-projection for the frames of one shot, in their order.
+
+    The noise is measured once (`observe`); how much the network sharpened is averaged over all frames so far, so that
+    the strength settles within a few frames and does not depend on how the shot is sliced.
+    """
+
+    def __init__(self, fidelity: float) -> None:
+        self._fidelity = fidelity
+        self._clean_strength = fidelity
+        self._shared = self._energy = 0.0
+
+    def observe(self, frames: Tensor | np.ndarray[Any, Any]) -> None:
+        """Measures the noise of the first frames `(T, h, w, 3) uint8` of the shot."""
+        if self._fidelity > 0:
+            self._clean_strength = strength_for(estimate_noise(frames), self._fidelity)
+
+    def strength(self, content: Tensor, source: Tensor) -> float:
+        """For the next frame: restored `content (1, 3, H, W)` beside its `source (1, 3, h, w)`, both in [-1, 1]."""
+        if self._clean_strength <= 0:
+            return 0.0
+        shared, energy = _detail_taken_back(content, source)
+        self._shared += shared
+        self._energy += energy
+        slope = self._shared / self._energy if self._energy > 0 else 0.0
+        return self._clean_strength * min(1.0, max(LEAST_TRUST, 1.0 + slope / BLURRED_SLOPE))
+
+
+def _detail_taken_back(content: Tensor, source: Tensor) -> tuple[float, float]:
+    """Products of finest details, summed: of what back-projection would add with the source, and of the source alone.
+
+    Their quotient is the slope of a regression. It is negative where the network sharpened what the source shows, which
+    it does for a blurred source, and positive where the network lost detail or removed noise.
+    """
+    missing = source - resize_bicubic(content, _size(source))
+    detail, lost = _finest_detail(source), _finest_detail(missing)
+    return float((detail * lost).sum()), float(detail.square().sum())
+
+
+def _finest_detail(pictures: Tensor) -> Tensor:
+    """Luma `(1, 1, h, w)` less its mean under the binomial 3x3 window."""
+    luma = (pictures * torch.tensor(_LUMA, device=pictures.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    taps = torch.tensor([0.25, 0.5, 0.25], device=pictures.device)
+    window = (taps[:, None] * taps)[None, None]
+    return luma - F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), window)
 
 
 def strength_for(noise_sigma: float, fidelity: float) -> float:

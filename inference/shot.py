@@ -20,7 +20,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inference.back_projection import back_projection, estimate_noise, strength_for
+from inference.back_projection import SourceTrust, back_projection
 from inference.checkpoint import Models
 from inference.chunking import Window, WindowPlanner, join_windows, latents_to_frames
 from inference.color_fix import color_fix
@@ -35,7 +35,7 @@ from models.video_vae import VAEState
 Frame = NDArray[np.uint8]
 
 _NOISE_FRAMES = 5
-"""First frames of a shot from which its noise is estimated: one strength for the whole shot cannot flicker."""
+"""First frames of a shot from which its noise is estimated: one estimate for the whole shot cannot flicker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class ShotPlan:
     """What is the same for every shot of a job.
 
     `target` is the size of the result, `padded` that of the networks. `fidelity` (0..1) is the strength of the
-    back-projection for a source without noise; `overlap` counts latents.
+    back-projection for a source without noise and blur; `overlap` counts latents.
     """
 
     target: Size
@@ -74,7 +74,7 @@ class _Shot:
         parameter = next(models.vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._held: deque[Frame] = deque()
-        self._strength = 0.0
+        self._trust = SourceTrust(plan.fidelity)
 
     def restore(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         """The steps in order."""
@@ -96,9 +96,8 @@ class _Shot:
         while part := list(islice(frames, size if state is not None else size + 1)):
             self._held.extend(part)
             with self._tracker.measure("encode"):
-                if state is None and self._plan.fidelity > 0:
-                    noise = estimate_noise(np.stack(part[:_NOISE_FRAMES]))
-                    self._strength = strength_for(noise, self._plan.fidelity)
+                if state is None:
+                    self._trust.observe(np.stack(part[:_NOISE_FRAMES]))
                 missing = -(len(part) if state is not None else len(part) - 1) % 4
                 latent, state = self._encode_slice([*part, *[part[-1]] * missing], state)
             yield latent
@@ -163,9 +162,13 @@ class _Shot:
         content = crop(pictures, target).float()
         uploaded = self._upload(sources)
         content = color_fix(self._plan.color_fix, content, resize_to_target(uploaded, target, self._device))
-        if self._strength > 0:
-            content = back_projection(content, to_pictures(uploaded, self._device), self._strength)
+        if self._plan.fidelity > 0:
+            content = self._project(content, to_pictures(uploaded, self._device))
         return to_frames(content)
+
+    def _project(self, content: Tensor, source: Tensor) -> Tensor:
+        frames = zip(content.split(1), source.split(1), strict=True)
+        return torch.cat([back_projection(c, s, self._trust.strength(c, s)) for c, s in frames])
 
     def _upload(self, frames: list[Frame]) -> Tensor:
         """Frames `(T, h, w, 3) uint8` on the device; through page-locked memory where that is faster."""

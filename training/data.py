@@ -35,7 +35,9 @@ VALIDATION = frozenset(
 )
 """Stems of the files that are never trained on."""
 
-PHOTO_SIZE = (272, 480)
+WINDOWS = 4
+"""Clips that are cut from one shot, at most."""
+PHOTO_SIZE = (288, 480)
 """Height and width of a clip made from a photo."""
 
 
@@ -54,7 +56,7 @@ def load_sources(folder: Path, num_frames: int, validation: bool = False, seed: 
         path = folder / entry["file"]
         if (path.stem in VALIDATION) is validation:
             for start, stop in entry["shots"]:
-                for begin in range(start, stop - 8, max(num_frames, (stop - start) // 2)):
+                for begin in range(start, stop - 8, max(num_frames, (stop - start) // WINDOWS)):
                     frames = read_clip(path, begin, min(begin + num_frames, stop))
                     if len(frames) >= 9:
                         yield Source(f"{path.stem}@{begin}", frames[: (len(frames) - 1) // 4 * 4 + 1])

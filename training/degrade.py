@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -32,23 +33,30 @@ class Degradation:
     noise: float = 0.0
     jpeg_quality: int | None = None
     h264_crf: int | None = None
+    h264_preset: str = "veryfast"
     order: tuple[str, ...] = ("blur", "resize", "noise", "jpeg", "h264")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the clip lost nothing but its size."""
+        return not (self.blur or self.noise or self.jpeg_quality or self.h264_crf)
 
 
 def draw(scale: int, rng: np.random.Generator) -> Degradation:
-    """A random degradation; one in four is a plain reduction in size, as of a clean small clip."""
-    if rng.random() < 0.25:
-        return Degradation(scale=scale, kernel=str(rng.choice(["bicubic", "bicubic", "area"])))
+    """A random degradation; one in three is a plain reduction in size, as of a clean small clip."""
+    if rng.random() < 0.33:
+        return Degradation(scale=scale, kernel=str(rng.choice(["bicubic", "bicubic", "bicubic", "area"])))
     order = ["blur", "resize", "noise"]
     if rng.random() < 0.3:
         rng.shuffle(order)
     return Degradation(
         scale=scale,
         kernel=str(rng.choice(["bicubic", "area", "bilinear"], p=[0.6, 0.2, 0.2])),
-        blur=float(rng.uniform(0.3, 0.5 * scale)) if rng.random() < 0.7 else 0.0,
+        blur=float(rng.uniform(0.2, 0.9) * scale) if rng.random() < 0.7 else 0.0,
         noise=float(rng.uniform(0.0, 0.02)) if rng.random() < 0.6 else 0.0,
         jpeg_quality=int(rng.integers(60, 95)) if rng.random() < 0.15 else None,
         h264_crf=int(rng.integers(17, 30)) if rng.random() < 0.7 else None,
+        h264_preset=str(rng.choice(["veryfast", "medium"])),
         order=(*order, "jpeg", "h264"),
     )
 
@@ -70,7 +78,7 @@ def degrade(clip: Clip, degradation: Degradation, seed: int) -> Clip:
             x + degradation.noise * torch.randn(x.shape, generator=generator) if degradation.noise else x
         ),
         "jpeg": lambda x: _through(x, _jpeg, degradation.jpeg_quality),
-        "h264": lambda x: _through(x, _h264, degradation.h264_crf),
+        "h264": lambda x: _through(x, partial(_h264, preset=degradation.h264_preset), degradation.h264_crf),
     }
     pictures = to_unit(clip)
     for name in degradation.order:
@@ -117,10 +125,10 @@ def _jpeg(clip: Clip, quality: int) -> Clip:
     return np.stack(frames)
 
 
-def _h264(clip: Clip, crf: int) -> Clip:
+def _h264(clip: Clip, crf: int, preset: str) -> Clip:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": str(crf), "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": str(crf), "preset": preset})
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for pixels in clip:

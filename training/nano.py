@@ -6,20 +6,21 @@ back-project. Legend: B batch, T H W pixels, t h w latent grid, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from inference.back_projection import DEFAULT_ITERATIONS
 from models.dit import DiT, DiTConfig
 from models.video_vae import VAEConfig, VideoVAE
-from training.bank import Example
-from training.codec import Codec, CodecDecoder, write_codec
+from training.bank import Batch
+from training.codec import Codec, CodecDecoder, read_codec, write_codec
 
-BACK_PROJECTIONS = 2
 TIMESTEP = 1000.0
 
 
@@ -87,8 +88,16 @@ def start_as_identity(dit: DiT, scale: Tensor) -> None:
             parameter[: patch * channels] = (0.1 * scale).clamp(max=1.0).repeat(patch)
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """`video` restored and `enlarged` as the program enlarges it, both `(B, 3, T, H, W)`."""
+
+    video: Tensor
+    enlarged: Tensor
+
+
 class Nano(nn.Module):
-    """Everything between small and restored clip. `vae` is None while the autoencoder is still the linear codec."""
+    """Everything between small and restored clip."""
 
     def __init__(self, dit: DiTConfig, vae: VAEConfig, codec: Codec) -> None:
         super().__init__()
@@ -97,53 +106,49 @@ class Nano(nn.Module):
         self.restorer = LatentRestorer(dit)
         start_as_identity(self.restorer.dit, codec.scale)
         self.decoder = CodecDecoder(codec, vae)
-        self.vae: VideoVAE | None = None
-        self.skips_restorer = False
-        """While the transformer is still the identity, nothing is lost by leaving it out."""
 
-    def become_joint(self) -> None:
-        """Replaces the linear codec by the autoencoder that computes the same, all of whose weights can be trained."""
-        self.vae = self.make_vae().to(next(self.restorer.parameters()).device)
+    def forward(self, batch: Batch) -> Restored:
+        """What the program makes of `batch.small`."""
+        enlarged = resize(batch.small, (batch.sharp.shape[-2], batch.sharp.shape[-1])).clamp(-1, 1)
+        decoded = self.decoder(self.restorer(self.codec(enlarged)))
+        return Restored(back_project(decoded, batch), enlarged)
 
     def make_vae(self) -> VideoVAE:
-        """The autoencoder as it is now."""
-        if self.vae is not None:
-            return self.vae
+        """The autoencoder with the weights as they are now, on the CPU."""
         vae = VideoVAE(self.config)
-        write_codec(vae, self.codec, self.decoder.cpu())
+        write_codec(vae, copy.deepcopy(self.codec).cpu(), copy.deepcopy(self.decoder).cpu())
         return vae
-
-    def encode(self, video: Tensor) -> Tensor:
-        """`(B, 3, T, H, W)` -> `(B, C, t, h, w)`."""
-        return self.codec.analyse(video) if self.vae is None else self.vae.encode(video)[0].mean
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """`(B, C, t, h, w)` -> `(B, 3, T, H, W)`."""
-        return self.decoder(latent) if self.vae is None else self.vae.decode(latent)[0]
-
-    def forward(self, examples: Sequence[Example], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Restored `(B, 3, T, *size)`, its latent before decoding, and the enlarged input."""
-        enlarged = torch.stack([resize(example.small, size) for example in examples]).clamp(-1, 1)
-        latent = self.encode(enlarged)
-        if not self.skips_restorer:
-            latent = self.restorer(latent)
-        decoded = self.decode(latent)
-        restored = [back_project(video, example) for video, example in zip(decoded, examples, strict=True)]
-        return torch.stack(restored), latent, enlarged
 
 
 def resize(video: Tensor, size: tuple[int, int]) -> Tensor:
-    """Antialiased bicubic of `(3, T, h, w)`, as the program does it."""
-    resized = F.interpolate(video.transpose(0, 1), size=size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.transpose(0, 1)
+    """Antialiased bicubic of `(B, 3, T, h, w)`, as the program does it."""
+    pictures = video.transpose(1, 2).flatten(0, 1)
+    resized = F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
 
 
-def back_project(video: Tensor, example: Example) -> Tensor:
-    """The differentiable twin of `inference.back_projection.back_projection` for one `(3, T, H, W)`."""
-    size, small = (video.shape[-2], video.shape[-1]), (example.small.shape[-2], example.small.shape[-1])
-    for _ in range(BACK_PROJECTIONS):
-        video = video + example.strength * resize(example.small - resize(video, small), size)
-    return video
+def back_project(video: Tensor, batch: Batch) -> Tensor:
+    """The differentiable twin of `inference.back_projection.back_projection` for `(B, 3, T, H, W)`."""
+    chosen = batch.strength.nonzero().flatten()
+    if not len(chosen):
+        return video
+    source, content = batch.small[chosen], video[chosen]
+    strength = batch.strength[chosen].view(-1, 1, 1, 1, 1)
+    size, small = (video.shape[-2], video.shape[-1]), (source.shape[-2], source.shape[-1])
+    for _ in range(DEFAULT_ITERATIONS):
+        content = content + strength * resize(source - resize(content, small), size)
+    return video.index_copy(0, chosen, content)
+
+
+@torch.no_grad()
+def read_weights(nano: Nano, folder: Path) -> None:
+    """Puts the weights that `write_weights` left in `folder` into `nano`, whose codec decides only the units."""
+    dit = {key: value.float() for key, value in load_file(folder / "nano_dit.safetensors").items()}
+    nano.restorer.text.copy_(dit.pop("text_embedding"))
+    nano.restorer.dit.load_state_dict(dit)
+    vae = VideoVAE(nano.config)
+    vae.load_state_dict({key: value.float() for key, value in load_file(folder / "nano_vae.safetensors").items()})
+    read_codec(vae, nano.codec, nano.decoder)
 
 
 def write_weights(nano: Nano, folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.back_projection import back_projection, estimate_noise, strength_for
+from inference.back_projection import LEAST_TRUST, SourceTrust, back_projection, estimate_noise, strength_for
 from inference.sizes import Size
 from inference.transforms import resize_bicubic
 
@@ -125,3 +125,46 @@ def test_the_noisier_the_source_the_less_it_is_believed() -> None:
     assert strengths == sorted(strengths, reverse=True)
     assert strengths[2] == pytest.approx(0.5)
     assert strengths[-1] < 0.02
+
+
+def _trust(content: Tensor, source: Tensor, fidelity: float = 1.0) -> float:
+    trust = SourceTrust(fidelity)
+    trust.observe(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8))
+    return trust.strength(content, source)
+
+
+def _blurred(pictures: Tensor) -> Tensor:
+    taps = torch.tensor([0.25, 0.5, 0.25])
+    window = (taps[:, None] * taps).expand(3, 1, 3, 3)
+    padded = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    return torch.nn.functional.conv2d(padded, window, groups=3)
+
+
+def test_a_result_that_only_lost_detail_gets_it_back_in_full() -> None:
+    content = _smooth(1, 3, 80, 96)
+    source = resize_bicubic(content, Size(48, 40))
+    assert _trust(content, source) == 1.0
+    assert _trust(_blurred(content), source) == 1.0
+
+
+def test_a_result_that_sharpened_its_source_is_not_blurred_again() -> None:
+    content = torch.rand(1, 3, 80, 96, generator=torch.Generator().manual_seed(5)) * 1.6 - 0.8
+    source = _blurred(resize_bicubic(content, Size(48, 40)))
+    assert _trust(content, source) == LEAST_TRUST
+    assert _trust(content, source, fidelity=0.5) == LEAST_TRUST / 2
+    assert _trust(content, source, fidelity=0.0) == 0.0
+
+
+def test_trust_is_an_average_over_the_frames_so_far() -> None:
+    sharp = torch.rand(1, 3, 80, 96, generator=torch.Generator().manual_seed(5)) * 1.6 - 0.8
+    blurred = _blurred(resize_bicubic(sharp, Size(48, 40)))
+    honest = resize_bicubic(sharp, Size(48, 40))
+    trust = SourceTrust(1.0)
+    trust.observe(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8))
+    strengths = [trust.strength(sharp, source) for source in (honest, blurred, honest, honest)]
+    assert strengths[0] == 1.0
+    assert strengths[1] < strengths[2] < strengths[3] <= 1.0
+
+
+def test_a_black_frame_says_nothing() -> None:
+    assert _trust(torch.full((1, 3, 80, 96), -1.0), torch.full((1, 3, 40, 48), -1.0)) == 1.0

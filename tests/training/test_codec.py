@@ -6,7 +6,7 @@ import torch
 from models.dit import DiT, DiTConfig, Mlp, Rope
 from models.presets import NANO_VAE
 from models.video_vae import VAEConfig, VideoVAE
-from training.codec import Codec, CodecDecoder, fit_codec, write_codec
+from training.codec import Codec, CodecDecoder, fit_codec, read_codec, write_codec
 from training.nano import LatentRestorer, start_as_identity
 
 CONFIG = VAEConfig(widths=(16, 20, 24, 32), num_blocks=1, num_groups=1, latent_channels=24)
@@ -22,42 +22,71 @@ def codec() -> Codec:
     return fit_codec([_video(1), _video(2)], CONFIG)
 
 
-def test_the_codec_gives_back_the_smooth_video_that_it_was_fitted_to(codec: Codec) -> None:
-    video = _video(1)
-    error = CodecDecoder(codec, CONFIG)(codec.analyse(video)) - video
-    assert error.square().mean() < 0.01 * video.square().mean()
-
-
-def test_latents_have_unit_variance(codec: Codec) -> None:
-    latents = torch.cat([codec.analyse(_video(seed)).flatten(2) for seed in (1, 2)], dim=2)
-    assert torch.allclose(latents.square().mean((0, 2)), torch.ones(24), rtol=1e-3)
-
-
-def test_the_autoencoder_computes_what_codec_and_linear_decoder_compute(codec: Codec) -> None:
+@pytest.fixture
+def decoder(codec: Codec) -> CodecDecoder:
+    """A decoder all of whose parts do something."""
+    torch.manual_seed(0)
     decoder = CodecDecoder(codec, CONFIG)
     torch.nn.init.normal_(decoder.conv_in.bias, std=0.1)
-    for refine in (decoder.refine_parts, *decoder.refine_pixels):
-        torch.nn.init.normal_(refine.conv2.weight, std=0.02)
+    for refine in (*decoder.refine_latents, *decoder.refine_parts, *decoder.refine_groups):
+        torch.nn.init.normal_(refine.conv2.weight, std=0.1)
         for shift in refine.shifts:
             torch.nn.init.normal_(shift, std=0.2)
     torch.nn.init.normal_(decoder.bias, std=0.1)
+    return decoder
+
+
+@torch.no_grad()
+def test_the_codec_gives_back_the_smooth_video_that_it_was_fitted_to(codec: Codec) -> None:
+    video = _video(1)
+    error = CodecDecoder(codec, CONFIG)(codec(video)) - video
+    assert error.square().mean() < 0.01 * video.square().mean()
+
+
+@torch.no_grad()
+def test_latents_have_unit_variance(codec: Codec) -> None:
+    latents = torch.cat([codec(_video(seed)).flatten(2) for seed in (1, 2)], dim=2)
+    assert torch.allclose(latents.square().mean((0, 2)), torch.ones(24), rtol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_autoencoder_computes_what_codec_and_decoder_compute(
+    codec: Codec, decoder: CodecDecoder, dtype: torch.dtype
+) -> None:
     vae = VideoVAE(CONFIG)
     write_codec(vae, codec, decoder)
+    vae.to(dtype).float()  # as the weights are stored
     video = _video(3)
-    with torch.no_grad():
-        posterior, _ = vae.encode(video)
-        latent = codec.analyse(video)
-        decoded, _ = vae.decode(latent)
-        assert (posterior.mean - latent).abs().max() < 5e-3
-        assert posterior.std.max() < 1e-6
-        difference = decoded - decoder(latent)
-        assert difference.abs().max() < 2e-2
-        assert difference.square().mean().sqrt() < 2e-3
+    posterior, _ = vae.encode(video)
+    latent = codec(video)
+    decoded, _ = vae.decode(latent)
+    assert (posterior.mean - latent).square().mean().sqrt() < 1e-2
+    assert posterior.std.max() < 1e-6
+    assert (decoded - decoder(latent)).square().mean().sqrt() < 5e-3
 
 
-def test_the_fast_form_leaves_idle_weights_out_and_computes_the_same(codec: Codec) -> None:
-    decoder = CodecDecoder(codec, CONFIG)
-    torch.nn.init.normal_(decoder.refine_parts.conv2.weight, std=0.02)
+@torch.no_grad()
+def test_what_was_written_into_an_autoencoder_is_read_back(codec: Codec, decoder: CodecDecoder) -> None:
+    vae = VideoVAE(CONFIG)
+    write_codec(vae, codec, decoder)
+    other = fit_codec([_video(4), _video(5)], CONFIG)
+    fresh = CodecDecoder(other, CONFIG)
+    read_codec(vae, other, fresh)
+    video = _video(3)
+    latent = codec(video)
+    assert (other(video) - latent).abs().max() < 1e-4
+    assert (fresh(latent) - decoder(latent)).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_every_direction_of_the_decoder_can_learn() -> None:
+    config = VAEConfig(widths=(16, 24, 96, 104), num_blocks=1, num_groups=1, latent_channels=96)
+    big = fit_codec([torch.randn(1, 3, 9, 48, 64, generator=torch.Generator().manual_seed(1))], config)
+    assert CodecDecoder(big, config).groups.abs().sum(0).min() > 0
+
+
+def test_the_fast_form_leaves_idle_weights_out_and_computes_the_same(codec: Codec, decoder: CodecDecoder) -> None:
     plain, fast = VideoVAE(CONFIG), VideoVAE(CONFIG)
     write_codec(plain, codec, decoder)
     fast.load_state_dict(plain.state_dict())
@@ -71,7 +100,7 @@ def test_the_fast_form_leaves_idle_weights_out_and_computes_the_same(codec: Code
         wanted = plain.decode(expected)[0]
         start, state = fast.decode(expected[:, :, :1])
         rest, _ = fast.decode(expected[:, :, 1:], state)
-        assert (torch.cat([start, rest], dim=2) - wanted).abs().max() < 1e-3
+        assert (torch.cat([start, rest], dim=2) - wanted).abs().max() < 2e-3
 
 
 def test_widths_that_cannot_hold_the_codec_are_refused() -> None:
