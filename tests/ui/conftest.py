@@ -41,8 +41,9 @@ class FakeEngine:
         return dict(MEDIA)
 
     def restore(
-        self, source: Path, target: Path, settings: Mapping[str, Any], report: Report, cancellation: Cancellation
-    ) -> dict[str, Any]:
+        self, source: Path, target: Path, settings: Mapping[str, Any], report: Report, cancellation: Cancellation,
+        *, work: Path,
+    ) -> dict[str, Any]:  # fmt: skip
         self.restored.append(source.name)
         self.settings.append(settings)
         report(Progress(Stage.RESTORE, 3, 8, 1.5, 4.0))

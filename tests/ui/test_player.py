@@ -14,9 +14,9 @@ from seedvr_ui.player import job_view, media_facts, preview_file, to_size, to_wo
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(
-        id="a" * 32, session="b" * 32, folder=tmp_path, source=tmp_path / "in.mp4", target=tmp_path / "out.mp4",
+        id="a" * 32, owner="b" * 32, folder=tmp_path, source=tmp_path / "in.mp4", target=tmp_path / "out.mp4",
         settings={},
-    )  # fmt: skip
+    ).queue(1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from inference.errors import RestoreError
+from seedvr_ui import manifest
 from seedvr_ui.jobs import JobStatus
-from seedvr_ui.sessions import Limits, SessionManager, UnknownJobError, result_file
+from seedvr_ui.sessions import Limits, SessionManager, result_file
 from seedvr_ui.storage import new_id
+from seedvr_ui.store import UnknownJobError
 from tests.ui.conftest import FakeEngine, Submit, Wait
 
 
@@ -114,7 +116,7 @@ def test_a_full_queue_refuses_more(manager: SessionManager, submit: Submit) -> N
         submit("6.mp4")
 
 
-def test_closing_stops_the_running_job(
+def test_closing_interrupts_the_running_job(
     manager: SessionManager, engine: FakeEngine, submit: Submit, session: str, wait_until: Wait
 ) -> None:
     engine.hold.clear()
@@ -122,7 +124,8 @@ def test_closing_stops_the_running_job(
     manager.start()
     wait_until(lambda: _status(manager, session, job.id) is JobStatus.RUNNING)
     manager.close()
-    assert _status(manager, session, job.id) is JobStatus.CANCELLED
+    stopped, _ = manifest.read(job.folder)
+    assert (stopped.status, stopped.frames_done) == (JobStatus.INTERRUPTED, 3)
 
 
 def test_rested_results_expire_and_waiting_jobs_do_not(manager: SessionManager, submit: Submit, session: str) -> None:
