@@ -20,11 +20,12 @@ from typing import Any
 
 import psutil
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoResultFound, SQLAlchemyError
 
 from inference.errors import RestoreError
+from seedvr_ui.tables import JOBS, OWNERS, STATE
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,9 @@ class DatabaseFailure(RestoreError):
 
 
 class Database:
-    """The index as a database; `open` before use, `close` at the end.
-
-    `is_new` tells after `open` that the tables are empty because the file was missing, damaged, or of another time.
-    """
+    """The index as a database; `open` before use, `close` at the end."""
 
     def __init__(self, root: Path, url: str = "") -> None:
-        self.is_new = False
         self._root = root
         self._path = None if url else root / NAME
         self._url = _postgres_url(url) if url else make_url(f"sqlite:///{root / NAME}")
@@ -69,7 +66,6 @@ class Database:
 
     def open(self) -> None:
         """Make the database ready, under `lock`. Raises RestoreError where that is not possible."""
-        self.is_new = False
         if self._path is None:
             self._prepare_server()
             return
@@ -78,7 +74,7 @@ class Database:
         _set_journal(self._path, choose_journal(self._root))
         try:
             self._prepare()
-        except (DatabaseError, UnknownRevisionError) as error:
+        except (DatabaseError, NoResultFound, UnknownRevisionError) as error:
             if isinstance(error, DatabaseError) and not _is_damage(error.orig):
                 raise _failure(error) from error
             log.warning("the index cannot be used: %s", error)
@@ -144,17 +140,19 @@ class Database:
         """Migrate where needed. Alembic is only imported then: a start with a current index is quick."""
         with self._writer.begin() as connection:
             current = _current_revision(connection)
-            self.is_new = current is None
             if current != HEAD:
                 log.info("the index of jobs is brought from %s to %s", current or "nothing", HEAD)
                 migrate(connection)
+            connection.execute(select(STATE.c.revision)).scalar_one()
+            for table in (JOBS, OWNERS):
+                connection.execute(select(table).limit(1)).first()
 
     def _prepare_server(self) -> None:
         try:
             self._prepare()
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, UnknownRevisionError) as error:
             raise RestoreError(
-                f"The database {self._url.render_as_string()} does not answer or does not let us in; check "
+                f"The database {self._url.render_as_string()} does not answer, or is not ours to use; check "
                 "SEEDVR_DATABASE_URL, or unset it to use a file in the data folder."
             ) from error
 
