@@ -95,7 +95,7 @@ def time_each(action: Callable[[int], object], runs: int) -> list[float]:
     return seconds
 
 
-def measure(data: Path, num_jobs: int, runs: int) -> dict[str, list[float]]:
+def measure(data: Path, num_jobs: int, runs: int, starts: int) -> dict[str, list[float]]:
     """Seconds by name, one or several each."""
     storage = Storage(data)
     owners = [new_id() for _ in range(NUM_OWNERS)]
@@ -111,10 +111,11 @@ def measure(data: Path, num_jobs: int, runs: int) -> dict[str, list[float]]:
     finally:
         manager.close()
 
-    figures["start of the server, no jobs"] = [time_start(data / "empty") for _ in range(3)]
-    figures["start of the server"] = [time_start(data) for _ in range(3)]
-    (data / "index.sqlite3").unlink()
-    figures["start of the server, no index"] = [time_start(data)]
+    if starts:
+        figures["start of the server, no jobs"] = [time_start(data / "empty") for _ in range(starts)]
+        figures["start of the server"] = [time_start(data) for _ in range(starts)]
+        (data / "index.sqlite3").unlink()
+        figures["start of the server, no index"] = [time_start(data)]
     return figures
 
 
@@ -189,13 +190,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=int, default=NUM_RUNS, help="repetitions of what is quick (default: %(default)s)"
     )
+    parser.add_argument("--starts", type=int, default=3, help="starts of the server; 0 leaves them out")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder, to measure another disk")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
 
     os.environ.pop("SEEDVR_DATABASE_URL", None)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        figures = measure(Path(folder), arguments.jobs, arguments.runs)
+        figures = measure(Path(folder), arguments.jobs, arguments.runs, arguments.starts)
     rows, over = [], []
     for name, seconds in figures.items():
         middle, budget = statistics.median(seconds), BUDGETS_S.get(name)

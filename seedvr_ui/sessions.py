@@ -22,7 +22,7 @@ from seedvr_ui.jobs import Job, JobStatus, MakePreview, Restore, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
 from seedvr_ui.storage import THUMBNAIL, Storage, new_id
-from seedvr_ui.store import Store, UnknownJobError
+from seedvr_ui.store import Edit, Store, UnknownJobError
 from seedvr_ui.uploads import Check, Upload, Uploads
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,7 @@ class SessionManager:
             place=self.store.next_place(owner), num_bytes=num_bytes,
         )  # fmt: skip
 
-    def _change_and_stop(self, owner: str, job_id: str, edit: Any) -> Job:
+    def _change_and_stop(self, owner: str, job_id: str, edit: Edit) -> Job:
         job = self._changed(self.store.change(job_id, edit, owner=owner))
         if job.wish is not Wish.NONE:
             self._runner.stop(job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,26 @@ def test_only_files_that_the_preview_names_are_given_out(job: Job) -> None:
     done = job.start().succeed({}, {"kind": "video", "video": "preview.mp4"})
     assert preview_file(done, "preview.mp4") == job.folder / "preview.mp4"
     assert preview_file(done, "other.mp4") is None
+
+
+def _flags(job: Job) -> set[str]:
+    view = job_view(job)
+    return {name for name in ("canCancel", "canPause", "canResume", "canRetry", "canRemove") if view[name]}
+
+
+def test_each_state_offers_what_can_be_done(job: Job) -> None:
+    running = job.start()
+    assert _flags(job) == _flags(running) == {"canCancel", "canPause"}
+    assert _flags(job.pause()) == {"canCancel", "canResume", "canRetry", "canRemove"}
+    assert _flags(running.succeed({}, {})) == {"canRemove"}
+    assert _flags(running.fail("x")) == _flags(job.cancel()) == {"canRetry", "canRemove"}
+
+
+def test_a_paused_job_says_why(job: Job) -> None:
+    assert job_view(job.pause())["text"] == "Paused"
+    assert job_view(job.pause("The disk is full."))["text"] == "The disk is full."
+
+
+def test_the_time_of_a_job_is_that_of_the_work_on_it(job: Job) -> None:
+    done = replace(job.start().succeed({}, {}), worked_s=90.0)
+    assert job_view(done)["text"] == "Done in 1 min 30 s"
