@@ -26,7 +26,7 @@ from inference.media_proxy import check_media, make_preview
 from inference.progress import Cancellation, Report
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.worker import Worker
-from seedvr_ui.jobs import Restore
+from seedvr_ui.attempt import Restore
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.storage import Storage
 

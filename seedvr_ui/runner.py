@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from inference.errors import RestoreError
 from inference.progress import Cancellation, Progress
-from seedvr_ui.jobs import Job, JobStatus, MakePreview, Outcome, Restore, Wish, run_job
+from seedvr_ui.attempt import MakePreview, Restore, run_job
+from seedvr_ui.jobs import Job, JobStatus, Outcome, Wish
 from seedvr_ui.manifest import folder_bytes
 from seedvr_ui.storage import Storage
 from seedvr_ui.store import LeaseLostError, Store, UnknownJobError
@@ -189,10 +190,11 @@ class Runner:
 
     def _finish(self, live: _Live, outcome: Outcome) -> None:
         """Write down how the attempt ended; while the disk is full or the database away, again and again."""
-        num_bytes = folder_bytes(live.job.folder)
+        whole, work = folder_bytes(live.job.folder), folder_bytes(live.job.work)
 
         def end(job: Job) -> Job:
-            return _told(job, live.job).finish(outcome).weigh(num_bytes)
+            ended = _told(job, live.job).finish(outcome)
+            return ended.weigh(whole - work if ended.keeps_no_work else whole)
 
         while not live.is_lost:
             try:

@@ -18,7 +18,8 @@ from typing import Any
 
 from inference.errors import RestoreError
 from seedvr_ui import manifest
-from seedvr_ui.jobs import Job, JobStatus, MakePreview, Restore, Wish
+from seedvr_ui.attempt import MakePreview, Restore
+from seedvr_ui.jobs import Job, JobStatus, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
 from seedvr_ui.storage import THUMBNAIL, Storage, new_id

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, case, delete, func, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from inference.errors import RestoreError
 from inference.progress import Progress
-from seedvr_ui import manifest
+from seedvr_ui import manifest, rows
 from seedvr_ui.database import Database
 from seedvr_ui.holder import is_gone, new_holder
 from seedvr_ui.jobs import FINISHED, Job, JobStatus, Wish
 from seedvr_ui.storage import Storage
-from seedvr_ui.tables import JOBS, OWNERS, STATE
+from seedvr_ui.tables import JOBS, STATE
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +95,9 @@ class Store:
 
     def reindex(self) -> int:
         """Build the index anew from the manifests; returns the number of jobs."""
-        with self._database.lock(), self._database.write() as connection:
-            connection.execute(update(JOBS).values(stamp=""))
         with self._database.lock():
+            with self._write() as connection:
+                connection.execute(update(JOBS).values(stamp=""))
             return self._reconcile()
 
     def revision(self) -> int:
@@ -148,36 +147,25 @@ class Store:
                     check(job)
                 self._storage.throw_away(job.folder)
                 connection.execute(delete(JOBS).where(JOBS.c.id == job_id))
-                _bump(connection)
+                rows.bump(connection)
         if job is None:
             raise UnknownJobError()
 
     # --- the queue ---
 
     def claim(self) -> Job | None:
-        """Take the next job from the queue for this process, or None.
-
-        Higher priorities first; then the owner who was served longest ago; then that owner's own order.
-        """
-        line = (
-            select(JOBS)
-            .outerjoin(OWNERS, OWNERS.c.owner == JOBS.c.owner)
-            .where(JOBS.c.status == JobStatus.QUEUED.value)
-            .order_by(JOBS.c.priority.desc(), func.coalesce(OWNERS.c.served_at, 0.0), JOBS.c.place, JOBS.c.id)
-            .limit(1)
-            .with_for_update(of=JOBS, skip_locked=True)
-        )
+        """Take the next job from the queue for this process, or None. `rows.next_in_line` says which."""
         with self._database.read() as connection:
-            if connection.execute(_in_line()).first() is None:
-                return None
+            if connection.execute(rows.whole_line().limit(1)).first() is None:
+                return None  # the usual answer, which takes no lock
         with self._write() as connection:
-            while (row := connection.execute(line).first()) is not None:
+            while (row := connection.execute(rows.next_in_line()).first()) is not None:
                 job = self._truth(connection, row)
                 if job is None or job.status is not JobStatus.QUEUED:
                     continue  # the row was behind and has just caught up, or is gone
                 job = job.start(self.holder)
                 self._put(connection, job, lease_until=time.time() + self.lease_s)
-                self._serve(connection, job.owner, time.time())
+                rows.serve(connection, job.owner, time.time())
                 return job
         return None
 
@@ -197,27 +185,21 @@ class Store:
             ).scalar()
             if wish is None:
                 raise LeaseLostError()
-            _bump(connection)
+            rows.bump(connection)
         return Wish(wish)
 
     def recover(self) -> list[Job]:
         """Let go on what nobody works on: jobs of processes that ended or lost their lease, and interrupted ones."""
         self._reopen_if_replaced()
-        left = (
-            select(JOBS)
-            .where(JOBS.c.status.in_([JobStatus.RUNNING.value, JobStatus.INTERRUPTED.value]))
-            .with_for_update(skip_locked=True)
-        )
+        left = rows.with_status(JobStatus.RUNNING, JobStatus.INTERRUPTED)
         with self._database.read() as connection:
-            candidates = [row for row in connection.execute(left) if self._is_left(row)]
-        if not candidates and not self._behind:
-            return []
-        jobs = []
+            if not any(map(self._is_left, connection.execute(left).all())) and not self._behind:
+                return []
+        jobs, behind = [], list(self._behind)
         with self._write() as connection:
-            for row in connection.execute(select(JOBS).where(JOBS.c.id.in_(self._behind))).all():
+            for row in connection.execute(select(JOBS).where(JOBS.c.id.in_(behind)).with_for_update()).all():
                 self._truth(connection, row)
-            self._behind.clear()
-            for row in connection.execute(left).all():
+            for row in connection.execute(left.with_for_update(skip_locked=True)).all():
                 if not self._is_left(row) or (job := self._truth(connection, row)) is None:
                     continue
                 if job.status is JobStatus.RUNNING:
@@ -226,18 +208,18 @@ class Store:
                     job = job.go_on()
                     self._put(connection, job)
                     jobs.append(job)
+        self._behind.difference_update(behind)
         return jobs
 
     def move(self, job_id: str, owner: str, reorder: Callable[[list[str]], list[str]]) -> None:
         """Give the waiting jobs of `owner` the order that `reorder` makes of their ids."""
         with self._write() as connection:
-            rows = connection.execute(
-                _in_line().where(JOBS.c.owner == owner).order_by(JOBS.c.place, JOBS.c.id).with_for_update()
-            ).all()
-            by_id = {row.id: row for row in rows}
+            waiting = rows.with_status(JobStatus.QUEUED).where(JOBS.c.owner == owner).with_for_update()
+            found = connection.execute(waiting.order_by(JOBS.c.place, JOBS.c.id)).all()
+            by_id = {row.id: row for row in found}
             if job_id not in by_id:
                 raise RestoreError("Only a waiting job has a place in the queue; look at the queue again.")
-            for other, place in zip(reorder(list(by_id)), sorted(row.place for row in rows), strict=True):
+            for other, place in zip(reorder(list(by_id)), sorted(row.place for row in found), strict=True):
                 if by_id[other].place != place and (job := self._truth(connection, by_id[other])) is not None:
                     self._put(connection, job.move(place))
 
@@ -252,44 +234,36 @@ class Store:
     def jobs(self, owner: str) -> list[Job]:
         """All jobs of `owner`, in no order."""
         with self._database.read() as connection:
-            rows = connection.execute(select(JOBS).where(JOBS.c.owner == owner)).all()
-        return [self._from_row(row) for row in rows]
+            found = connection.execute(select(JOBS).where(JOBS.c.owner == owner)).all()
+        return [self._from_row(row) for row in found]
 
     def line(self) -> dict[str, int]:
         """The number of jobs that run before each waiting one, over all owners, if they take turns as they do now."""
-        turn = func.row_number().over(partition_by=(JOBS.c.owner, JOBS.c.priority), order_by=(JOBS.c.place, JOBS.c.id))
-        served = func.coalesce(OWNERS.c.served_at, 0.0)
-        query = (
-            select(JOBS.c.id)
-            .outerjoin(OWNERS, OWNERS.c.owner == JOBS.c.owner)
-            .where(JOBS.c.status == JobStatus.QUEUED.value)
-            .order_by(JOBS.c.priority.desc(), turn, served, JOBS.c.place, JOBS.c.id)
-        )
         num_running = self.counts()[JobStatus.RUNNING.value]
         with self._database.read() as connection:
-            return {job_id: num_running + index for index, (job_id,) in enumerate(connection.execute(query))}
+            return {
+                job_id: num_running + index for index, (job_id,) in enumerate(connection.execute(rows.whole_line()))
+            }
 
     def counts(self) -> dict[str, int]:
         """The number of jobs per status, over all owners."""
         with self._database.read() as connection:
-            rows = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
-        return {status.value: 0 for status in JobStatus} | {row[0]: row[1] for row in rows}
+            found = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
+        return {status.value: 0 for status in JobStatus} | {row[0]: row[1] for row in found}
 
     def usage(self, owner: str) -> Usage:
         """What `owner` has in the store."""
-        unfinished = func.count().filter(JOBS.c.status.not_in(_names(FINISHED)))
-        query = select(unfinished, func.coalesce(func.sum(JOBS.c.num_bytes), 0)).where(JOBS.c.owner == owner)
         with self._database.read() as connection:
-            number, num_bytes = connection.execute(query).one()
+            number, num_bytes = connection.execute(rows.usage_of(owner)).one()
         return Usage(int(number), int(num_bytes))
 
     def resting(self) -> list[Resting]:
         """The finished jobs and drafts of all owners."""
-        statuses = _names(FINISHED | {JobStatus.DRAFT})
         columns = (JOBS.c.id, JOBS.c.finished_at, JOBS.c.place, JOBS.c.num_bytes, JOBS.c.is_unseen)
+        query = rows.with_status(*FINISHED, JobStatus.DRAFT).with_only_columns(*columns)
         with self._database.read() as connection:
-            rows = connection.execute(select(*columns).where(JOBS.c.status.in_(statuses))).all()
-        return [Resting(row.id, row.finished_at or row.place, row.num_bytes, row.is_unseen) for row in rows]
+            found = connection.execute(query).all()
+        return [Resting(row.id, row.finished_at or row.place, row.num_bytes, row.is_unseen) for row in found]
 
     def total_bytes(self) -> int:
         """The bytes of all jobs."""
@@ -333,11 +307,11 @@ class Store:
                 self._take_in(connection, [folder for folder in changed if folder.name in known])
                 new = [folder for folder in changed if folder.name not in known]
                 self._take_in(connection, new, lease_until=time.time() + self.lease_s)
-                self._serve_as_started(connection)
-                _bump(connection)
+                rows.serve_as_started(connection)
+                rows.bump(connection)
         return len(present)
 
-    def _take_in(self, connection: Connection, folders: Sequence[Path], **lease: float) -> None:
+    def _take_in(self, connection: Connection, folders: Sequence[Path], lease_until: float | None = None) -> None:
         """Let the rows of these folders follow their manifests. New ones have a lease, since its end is not known."""
         names = [folder.name for folder in folders]
         connection.execute(select(JOBS.c.id).where(JOBS.c.id.in_(names)).with_for_update())
@@ -347,13 +321,13 @@ class Store:
         kept = []
         for entry in filter(None, found.values()):
             job, _ = entry
-            if lease and not job.attempts and not job.is_finished and not job.source.exists():
+            if lease_until is not None and not job.attempts and not job.is_finished and not job.source.exists():
                 # A submission that ended before the upload was moved here; the upload is still where it was.
                 if time.time() - job.created_at > _NEW_S:
                     self._storage.throw_away(job.folder)
                 continue
             kept.append(entry)
-        self._upsert(connection, kept, **lease)
+        rows.upsert(connection, kept, lease_until)
 
     def _locked(self, connection: Connection, job_id: str, owner: str | None) -> Job | None:
         """The job as its manifest says, locked until the end of the transaction; None if there is none any more."""
@@ -367,42 +341,18 @@ class Store:
         found = _read(self._storage.job_folder(row.owner, row.id))
         if found is None:
             connection.execute(delete(JOBS).where(JOBS.c.id == row.id))
-            _bump(connection)
+            rows.bump(connection)
             return None
         job, stamp = found
         if (stamp, job.status.value) != (row.stamp, row.status):
-            self._upsert(connection, [found])
-            _bump(connection)
+            rows.upsert(connection, [found])
+            rows.bump(connection)
         return job
 
-    def _put(self, connection: Connection, job: Job, **lease: float) -> None:
+    def _put(self, connection: Connection, job: Job, lease_until: float | None = None) -> None:
         self._written.add(job.id)
-        self._upsert(connection, [(job, manifest.write(job))], **lease)
-        _bump(connection)
-
-    def _upsert(self, connection: Connection, jobs: Sequence[tuple[Job, str]], **lease: float) -> None:
-        """Rows that say what the manifests with these stamps say. Without `lease` a running job's own goes on."""
-        if not jobs:
-            return
-        insert = self._insert(JOBS)
-        followed = [column for column in _FOLLOWED if column != "lease_until" or lease]
-        values: dict[str, Any] = {column: insert.excluded[column] for column in followed}
-        is_going_on = (insert.excluded.status == JobStatus.RUNNING.value) & literal(not lease)
-        values["progress"] = case((is_going_on, JOBS.c.progress), else_=None)
-        statement = insert.on_conflict_do_update(index_elements=[JOBS.c.id], set_=values)
-        connection.execute(statement, [{**_values_of(job, stamp), "lease_until": 0.0, **lease} for job, stamp in jobs])
-
-    def _insert(self, table: Table) -> Any:
-        return sqlite.insert(table) if self._database.is_sqlite else postgresql.insert(table)
-
-    def _serve(self, connection: Connection, owner: str, at: float) -> None:
-        insert = self._insert(OWNERS).values(owner=owner, served_at=at)
-        connection.execute(insert.on_conflict_do_update(index_elements=[OWNERS.c.owner], set_={"served_at": at}))
-
-    def _serve_as_started(self, connection: Connection) -> None:
-        started = select(JOBS.c.owner, func.max(JOBS.c.started_at)).where(JOBS.c.started_at.is_not(None))
-        for owner, at in connection.execute(started.group_by(JOBS.c.owner)).all():
-            self._serve(connection, owner, at)
+        rows.upsert(connection, [(job, manifest.write(job))], lease_until)
+        rows.bump(connection)
 
     def _is_left(self, row: Row[Any]) -> bool:
         """Whether nobody works on the job of this row, though it is not finished."""
@@ -411,8 +361,7 @@ class Store:
         return row.lease_until < time.time() or is_gone(row.holder)
 
     def _from_row(self, row: Row[Any]) -> Job:
-        job = manifest.from_document(json.loads(row.document), self._storage.job_folder(row.owner, row.id))
-        return job if row.progress is None else job.advance(Progress.from_dict(json.loads(row.progress)))
+        return rows.to_job(row, self._storage.job_folder(row.owner, row.id))
 
     def _reopen_if_replaced(self) -> None:
         if self._database.is_replaced():
@@ -437,37 +386,3 @@ def _read(folder: Path) -> tuple[Job, str] | None:
         log.warning("The manifest in %s is that of another job; it was left out. Move the folder back.", folder)
         return None
     return job, stamp
-
-
-_FOLLOWED = [column.name for column in JOBS.columns if column.name not in ("id", "progress")]
-
-
-def _values_of(job: Job, stamp: str) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "owner": job.owner,
-        "status": job.status.value,
-        "priority": job.priority,
-        "place": job.place,
-        "token": job.token,
-        "holder": job.holder,
-        "wish": job.wish.value,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "stamp": stamp,
-        "document": json.dumps(manifest.to_document(job)),
-        "num_bytes": job.num_bytes,
-        "is_unseen": job.is_unseen_result,
-    }
-
-
-def _in_line() -> Select[Any]:
-    return select(JOBS).where(JOBS.c.status == JobStatus.QUEUED.value)
-
-
-def _bump(connection: Connection) -> None:
-    connection.execute(update(STATE).values(revision=STATE.c.revision + 1))
-
-
-def _names(statuses: frozenset[JobStatus]) -> Sequence[str]:
-    return [status.value for status in statuses]

@@ -11,7 +11,8 @@ import pytest
 
 from inference.errors import CancelledError, DiskFullError, MediaError, WorkerDiedError
 from inference.progress import Cancellation, Progress, Report, Stage
-from seedvr_ui.jobs import MAX_HISTORY, Ending, Job, JobStatus, Outcome, TransitionError, Wish, run_job
+from seedvr_ui.attempt import run_job
+from seedvr_ui.jobs import MAX_HISTORY, Ending, Job, JobStatus, Outcome, TransitionError, Wish
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from inference.errors import RestoreError
 from inference.progress import Progress, Stage
-from seedvr_ui import manifest
+from seedvr_ui import manifest, rows
 from seedvr_ui.jobs import Ending, Job, JobStatus, Outcome, Wish
 from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.store import LeaseLostError, Store, UnknownJobError
@@ -308,7 +308,7 @@ def test_a_change_that_the_index_did_not_take_is_mended(
         raise OperationalError("statement", {}, Exception("the connection was lost"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_upsert", fail)
+        patch.setattr(rows, "upsert", fail)
         with pytest.raises(RestoreError, match="does not answer"):
             store.change(job.id, lambda job: job.rank(3))
     assert store.job(job.id).priority == 0
