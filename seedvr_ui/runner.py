@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inference.errors import RestoreError
 from inference.progress import Cancellation, Progress
@@ -217,4 +217,5 @@ class Runner:
 
 
 def _told(job: Job, live: Job) -> Job:
-    return job.advance(live.progress) if live.progress is not None else job
+    """The job as it is stored, with what this attempt has told so far."""
+    return replace(job, progress=live.progress, base=live.base)

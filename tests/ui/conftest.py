@@ -82,10 +82,10 @@ MakeManager = Callable[..., SessionManager]
 @pytest.fixture
 def make_manager(tmp_path: Path, engine: FakeEngine) -> Iterator[MakeManager]:
     """make_manager(limits) is another start of the server on the same data; it has not begun to run jobs."""
-    services = Services(check=engine.check, restore=engine.restore, make_preview=engine.make_preview)
     managers: list[SessionManager] = []
 
     def make_manager(limits: Limits | None = None) -> SessionManager:
+        services = Services(check=engine.check, restore=engine.restore, make_preview=engine.make_preview)
         limits = limits or Limits(max_upload_bytes=10**6, max_jobs=5)
         managers.append(SessionManager(Storage(tmp_path / "data"), services, limits))
         return managers[-1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inference.errors import RestoreError, WorkerDiedError
+from inference.progress import Progress, Stage
 from seedvr_ui import manifest, runner, sessions
-from seedvr_ui.jobs import JobStatus
+from seedvr_ui.jobs import Death, JobStatus
 from seedvr_ui.sessions import SessionManager, result_file
 from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.store import UnknownJobError
@@ -235,6 +238,25 @@ def test_a_job_that_kills_its_worker_twice_at_the_same_frame_fails_and_the_queue
     wait_until(lambda: _status(manager, session, second.id) is JobStatus.SUCCEEDED)
     assert _status(manager, session, first.id) is JobStatus.FAILED
     assert "SIGSEGV" in manager.job(session, first.id).message
+
+
+def test_a_death_is_noted_with_the_frames_at_the_beginning_and_at_the_end_of_the_attempt(
+    make_manager: MakeManager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, session: str, wait_until: Wait
+) -> None:
+    def restore(source: Path, target: Path, *values: Any, work: Path) -> dict[str, Any]:
+        report = values[1]
+        for frames in (2, 5, 7):
+            report(Progress(Stage.RESTORE, frames, 8))
+        raise WorkerDiedError("Ended.")
+
+    monkeypatch.setattr(engine, "restore", restore)
+    manager = make_manager()
+    upload = manager.uploads.begin(session, "a.mp4", 1, "")
+    manager.uploads.append(session, upload.id, 0, b"a")
+    (job,) = manager.submit(session, [upload.id], {})
+    manager.start()
+    wait_until(lambda: _status(manager, session, job.id) is JobStatus.FAILED)
+    assert manager.job(session, job.id).deaths == (Death(2, 7), Death(2, 7))
 
 
 def test_a_full_disk_pauses_the_job_and_it_can_go_on(
