@@ -49,6 +49,7 @@ class Benchmark(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     GPU = "gpu"
+    STORE = "store"
 
 
 def _settings_help() -> str:
@@ -128,7 +129,7 @@ def bench(
     context: typer.Context,
     name: Annotated[Benchmark, typer.Argument(help="What to measure.")],
 ) -> None:
-    """Measure quality, speed or memory; further arguments go to the benchmark (try: bench quality -- --help)."""
+    """Measure quality, speed, memory or the queue; more arguments go to the benchmark (bench quality -- --help)."""
     with _user_errors():
         code = _project_module(f"benchmarks.{name.value}").main(context.args)
     raise typer.Exit(code)

@@ -5,6 +5,8 @@ RestoreError                  str(error) is one sentence for the user, with the 
 ├── MediaError                a file cannot be read or written
 ├── CheckpointError           weights are missing, corrupt, or their keys do not match
 ├── DeviceMemoryError         the device ran out of memory; names the setting to lower
+├── DiskFullError             a file could not be written for lack of space; the job can go on when there is some
+├── WorkerDiedError           the process that did the job has ended
 └── CancelledError            the user stopped the job
 
 They cross the process border between the worker and its client as `to_message` / `from_message`.
@@ -35,6 +37,14 @@ class DeviceMemoryError(RestoreError):
     """The device has too little memory for this job."""
 
 
+class DiskFullError(RestoreError):
+    """There is no space left where the job writes."""
+
+
+class WorkerDiedError(RestoreError):
+    """The worker process ended during the job, through no fault that it could name."""
+
+
 class CancelledError(RestoreError):
     """The user stopped the job."""
 
@@ -44,7 +54,16 @@ class CancelledError(RestoreError):
 
 _KINDS: dict[str, type[RestoreError]] = {
     kind.__name__: kind
-    for kind in (RestoreError, SettingsError, MediaError, CheckpointError, DeviceMemoryError, CancelledError)
+    for kind in (
+        RestoreError,
+        SettingsError,
+        MediaError,
+        CheckpointError,
+        DeviceMemoryError,
+        DiskFullError,
+        WorkerDiedError,
+        CancelledError,
+    )  # fmt: skip
 }
 
 

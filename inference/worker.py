@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from inference.errors import CancelledError, RestoreError, from_message
+from inference.errors import CancelledError, RestoreError, WorkerDiedError, from_message
 from inference.progress import Cancellation, Progress, Report
 from inference.settings import load_settings, to_dict
 
@@ -44,7 +44,7 @@ _POLL_S = 0.2
 class Worker:
     """Restores files in a process of its own; one job at a time, the model stays loaded between jobs.
 
-    A worker that died takes only its job with it: that `restore` raises RestoreError and the next one starts a new
+    A worker that died takes only its job with it: that `restore` raises WorkerDiedError and the next one starts a new
     process. Use as a context manager, or call `close`.
     """
 
@@ -71,7 +71,7 @@ class Worker:
         """Restore `source` into `target` and return the summary as JSON-able values.
 
         `settings` is a tree as `to_dict` makes it, or a part of one. Raises what `Engine.restore` raises, and
-        RestoreError if the worker dies. A job that does not stop soon after a cancellation is killed.
+        WorkerDiedError if the worker dies. A job that does not stop soon after a cancellation is killed.
         """
         whole = to_dict(load_settings(settings))
         if not self._busy.acquire(blocking=False):
@@ -95,7 +95,7 @@ class Worker:
             _kill(process)
 
     def kill(self) -> None:
-        """End the process at once; a running `restore` raises RestoreError."""
+        """End the process at once; a running `restore` raises WorkerDiedError."""
         if self._process is not None:
             _kill(self._process)
 
@@ -172,7 +172,7 @@ class Worker:
             raise _death(process) from error
 
     def _receive(self, process: subprocess.Popen[str]) -> dict[str, Any] | None:
-        """The next message, or None if there is none yet. Raises RestoreError if the process has died."""
+        """The next message, or None if there is none yet. Raises WorkerDiedError if the process has died."""
         dead = process.poll() is not None  # asked before the queue, so that last words are not lost
         try:
             return self._messages.get(timeout=_POLL_S)
@@ -209,11 +209,11 @@ def _kill(process: subprocess.Popen[str]) -> None:
             process.stdin.close()
 
 
-def _death(process: subprocess.Popen[str]) -> RestoreError:
+def _death(process: subprocess.Popen[str]) -> WorkerDiedError:
     code = process.poll()
     how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {signal.Signals(-code).name}"
     memory = " It may have run out of memory: try a smaller size." if code == -signal.SIGKILL else ""
-    return RestoreError(f"The worker process was ended {how} during the job; start the job again.{memory}")
+    return WorkerDiedError(f"The worker process was ended {how} during the job; start the job again.{memory}")
 
 
 if __name__ == "__main__":

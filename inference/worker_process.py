@@ -6,6 +6,7 @@ process ends when its stdin closes or its parent is gone, at the latest a few se
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from inference.errors import CancelledError, RestoreError, to_message
+from inference.errors import CancelledError, DiskFullError, RestoreError, to_message
 from inference.progress import Cancellation, Progress, Stage
 from inference.settings import EngineSettings, Settings, load_settings
 
@@ -96,9 +97,9 @@ class JobLoop:
                 self._send({"type": "failed", "job": job, "error": to_message(error)})
                 if not isinstance(error, CancelledError):
                     log.warning("job %d failed: %s", job, error)
-            except Exception:  # noqa: BLE001  a bug: the log gets the traceback, the user a sentence
+            except Exception as error:  # noqa: BLE001  a bug: the log gets the traceback, the user a sentence
                 log.exception("internal error in job %d", job)
-                self._send({"type": "failed", "job": job, "error": to_message(_internal_error(job))})
+                self._send({"type": "failed", "job": job, "error": to_message(_internal_error(job, error))})
             finally:
                 del self._cancellations[job]
         if self._engine is not None:
@@ -133,7 +134,9 @@ class JobLoop:
             raise CancelledError() from None  # nobody waits for the result any more
 
 
-def _internal_error(job: int) -> RestoreError:
+def _internal_error(job: int, error: Exception) -> RestoreError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError("The disk is full; free some space and start the job again.")
     return RestoreError(f"Internal error in job {job} of worker {os.getpid()}; the log has the details.")
 
 

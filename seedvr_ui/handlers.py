@@ -5,7 +5,7 @@ A Gradio event may be lost with its connection, so no handler waits for a job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -29,8 +29,8 @@ class Handlers:
     def watch(self, request: gr.Request) -> dict[str, Any]:
         """The queue of this browser as the page shows it."""
         session = _session(request)
-        jobs = self._manager.jobs(session)
-        return {"jobs": [job_view(job, self._manager.num_ahead(job)) for job in jobs]}
+        jobs, line = self._manager.jobs(session), self._manager.line()
+        return {"jobs": [job_view(job, line.get(job.id, 0)) for job in jobs]}
 
     def submit(
         self, request: gr.Request, drop: Mapping[str, Any] | None, size: str, model: str, *options: Any
@@ -51,9 +51,15 @@ class Handlers:
         return {"taken": taken, "message": message, "answer": new_id()}, self.watch(request)
 
     def act(self, event: gr.EventData, request: gr.Request) -> dict[str, Any]:
-        """Cancel, retry or remove one job of this browser: the new queue."""
+        """Cancel, pause, resume, retry or remove one job of this browser: the new queue."""
         session, action, job_id = _session(request), event.action, event.id
-        actions = {"cancel": self._manager.cancel, "retry": self._manager.retry, "remove": self._manager.remove}
+        actions: dict[str, Callable[[str, str], object]] = {
+            "cancel": self._manager.cancel,
+            "pause": self._manager.pause,
+            "resume": self._manager.resume,
+            "retry": self._manager.retry,
+            "remove": self._manager.remove,
+        }
         try:
             actions[action](session, job_id)
         except RestoreError as error:

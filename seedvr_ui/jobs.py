@@ -1,48 +1,74 @@
-"""One job: its states, the allowed transitions, and how it is run. Without gradio.
+"""One job: its states, the allowed transitions, and what the end of an attempt makes of it. Without gradio.
 
-    QUEUED -> RUNNING -> SUCCEEDED | FAILED | CANCELLED        QUEUED -> CANCELLED        FAILED | CANCELLED -> QUEUED
+    DRAFT ──> QUEUED ──> RUNNING ──> SUCCEEDED | FAILED | CANCELLED
+                 ^          ├──> PAUSED        somebody asked, or the disk is full; waits for somebody
+                 │          └──> INTERRUPTED   the server or the worker ended; goes on by itself
+                 └── PAUSED, INTERRUPTED (at the old place), FAILED, CANCELLED (at the end of the queue)
 
-A Job is a value: every transition returns a new one, so a snapshot never changes under its reader.
+A Job is a value: every transition returns a new one with one more entry in its history, so a snapshot never changes
+under its reader. Who stores it, and who may change it, is the business of `store`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from inference.errors import CancelledError, RestoreError
-from inference.progress import Cancellation, Progress, Report
+from inference.errors import RestoreError
+from inference.progress import Progress, Stage
 
-log = logging.getLogger(__name__)
-
-Restore = Callable[[Path, Path, Mapping[str, Any], Report, Cancellation], Mapping[str, Any]]
-"""(source, target, settings, report, cancellation) -> summary; raises RestoreError, CancelledError when stopped."""
-
-MakePreview = Callable[[Path, Path, Path, Cancellation], Mapping[str, Any]]
-"""(source, result, folder, cancellation) -> what the comparing player shows; writes its files into the folder."""
+MAX_HISTORY = 200
+_NO_HEADWAY = 3
 
 
 class JobStatus(StrEnum):
     """Where a job is in its life."""
 
+    DRAFT = "draft"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
 
 
-_NEXT = {
-    JobStatus.QUEUED: {JobStatus.RUNNING, JobStatus.CANCELLED},
-    JobStatus.RUNNING: {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED},
-    JobStatus.SUCCEEDED: set[JobStatus](),
-    JobStatus.FAILED: {JobStatus.QUEUED},
-    JobStatus.CANCELLED: {JobStatus.QUEUED},
+_NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.DRAFT: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.PAUSED, JobStatus.INTERRUPTED}
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+    JobStatus.INTERRUPTED: frozenset({JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.CANCELLED}),
+}
+
+FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+AT_WORK = frozenset({JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.INTERRUPTED})
+
+
+class Wish(StrEnum):
+    """What its owner wants of a running job; it comes true at the job's next check."""
+
+    NONE = ""
+    PAUSE = "pause"
+    CANCEL = "cancel"
+    CANCEL_KEEP = "cancel, keep the part"
+
+
+_WISHED = {
+    Wish.NONE: JobStatus.RUNNING,
+    Wish.PAUSE: JobStatus.PAUSED,
+    Wish.CANCEL: JobStatus.CANCELLED,
+    Wish.CANCEL_KEEP: JobStatus.CANCELLED,
 }
 
 
@@ -53,89 +79,278 @@ class TransitionError(RestoreError):
         super().__init__(f"This job is {before.value} and cannot become {after.value}; look at the queue again.")
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a job's history."""
+
+    status: JobStatus
+    at: float
+    reason: str
+
+
+class Ending(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    DIED = "died"
+    DISK_FULL = "disk full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The end of one attempt; `message` is a sentence for the user."""
+
+    ending: Ending
+    message: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    preview: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that ended during an attempt: frames finished when the attempt began its work, and at the end."""
+
+    base: int
+    done: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A file to restore, and what has become of it. Times are seconds since the epoch."""
+    """A file to restore, and what has become of it. Times are seconds since the epoch.
+
+    `place` orders the waiting jobs of one owner; `token` counts how often the job was taken from the queue, and a
+    writer with an older one is turned away. `base` is the number of frames that were finished when the attempt began.
+    """
 
     id: str
-    session: str
+    owner: str
     folder: Path
     source: Path
     target: Path
     settings: Mapping[str, Any]
     media: Mapping[str, Any] = field(default_factory=dict)
-    status: JobStatus = JobStatus.QUEUED
+    status: JobStatus = JobStatus.DRAFT
+    history: tuple[Change, ...] = ()
+    priority: int = 0
+    place: float = 0.0
+    attempts: int = 0
+    deaths: tuple[Death, ...] = ()
+    token: int = 0
+    holder: str = ""
+    wish: Wish = Wish.NONE
+    keeps_part: bool = False
     progress: Progress | None = None
+    base: int | None = None
     message: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     preview: Mapping[str, Any] = field(default_factory=dict)
-    queued_at: float = field(default_factory=time.time)
+    num_bytes: int = 0
+    is_seen: bool = False
+    created_at: float = field(default_factory=time.time)
+    queued_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    worked_s: float = 0.0
+
+    @property
+    def work(self) -> Path:
+        """The folder where the engine keeps finished units."""
+        return self.folder / "work"
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more will happen unless somebody asks."""
-        return self.status not in (JobStatus.QUEUED, JobStatus.RUNNING)
+        """Whether nothing more will happen unless somebody asks for the whole job again."""
+        return self.status in FINISHED
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the job runs, or will run by itself."""
+        return self.status in AT_WORK
+
+    @property
+    def keeps_no_work(self) -> bool:
+        """Whether the units in its work folder are of no more use."""
+        return self.status is JobStatus.SUCCEEDED or (self.status is JobStatus.CANCELLED and not self.keeps_part)
+
+    @property
+    def is_unseen_result(self) -> bool:
+        """Whether there is a result that nobody has looked at."""
+        return self.status is JobStatus.SUCCEEDED and not self.is_seen
 
     @property
     def can_retry(self) -> bool:
-        """Whether the job may be queued once more."""
-        return JobStatus.QUEUED in _NEXT[self.status]
+        """Whether the job has ended and may be queued once more."""
+        return self.status in (JobStatus.FAILED, JobStatus.CANCELLED)
 
-    def start(self) -> Job:
-        """The job as it is taken from the queue."""
-        return self._to(JobStatus.RUNNING, started_at=time.time(), progress=None)
+    @property
+    def can_resume(self) -> bool:
+        """Whether the job waits for somebody to let it go on."""
+        return self.status is JobStatus.PAUSED
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the job may be paused."""
+        return self.is_at_work
+
+    @property
+    def can_cancel(self) -> bool:
+        """Whether the job may be cancelled."""
+        return self.is_at_work or self.status is JobStatus.PAUSED
+
+    @property
+    def frames_done(self) -> int:
+        """Finished frames, as far as is known."""
+        return self.progress.frames_done if self.progress is not None else 0
+
+    def queue(self, place: float, reason: str = "submitted") -> Job:
+        """The draft in the queue."""
+        return self._require(JobStatus.QUEUED, JobStatus.DRAFT)._to(
+            JobStatus.QUEUED, reason, place=place, queued_at=time.time()
+        )
+
+    def retry(self, place: float) -> Job:
+        """The failed or cancelled job in the queue again; what is in its work folder is used."""
+        return self._require(JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED)._to(
+            JobStatus.QUEUED, "tried again", place=place, queued_at=time.time(), started_at=None, finished_at=None,
+            message="", progress=None, base=None, deaths=(), worked_s=0.0, keeps_part=False,
+        )  # fmt: skip
+
+    def resume(self) -> Job:
+        """The paused job at its old place in the queue."""
+        return self._require(JobStatus.QUEUED, JobStatus.PAUSED)._to(
+            JobStatus.QUEUED, "resumed", message="", deaths=()
+        )  # fmt: skip
+
+    def go_on(self) -> Job:
+        """The interrupted job: as its owner wished meanwhile, else at its old place in the queue."""
+        wished = self._require(JobStatus.QUEUED, JobStatus.INTERRUPTED)._granted()
+        return wished or self._to(JobStatus.QUEUED, "goes on", message="")
+
+    def start(self, holder: str = "") -> Job:
+        """The job as `holder` takes it from the queue. Finished frames stay in sight while the model is loaded."""
+        progress = self.progress
+        if progress is not None:
+            progress = Progress(Stage.PREPARE, progress.frames_done, progress.frames_total)
+        return self._to(
+            JobStatus.RUNNING, "started", attempts=self.attempts + 1, token=self.token + 1, holder=holder,
+            started_at=time.time(), finished_at=None, progress=progress, base=None, message="",
+        )  # fmt: skip
 
     def advance(self, progress: Progress) -> Job:
         """The job with its newest progress; only a running job has any."""
-        return replace(self, progress=progress) if self.status is JobStatus.RUNNING else self
+        if self.status is not JobStatus.RUNNING:
+            return self
+        base = self.base
+        if progress.stage in (Stage.PREPARE, Stage.LOAD):  # nothing is known of the frames yet, so the old count stays
+            done, total = progress.frames_done or self.frames_done, progress.frames_total
+            if total is None and self.progress is not None:
+                total = self.progress.frames_total
+            progress = replace(progress, frames_done=done, frames_total=total)
+        elif base is None:
+            base = progress.frames_done
+        return replace(self, progress=progress, base=base)
+
+    def want(self, wish: Wish) -> Job:
+        """The running job with what its owner wants of it; a cancellation is not taken back by a pause."""
+        self._require(_WISHED[wish], JobStatus.RUNNING)
+        return self if wish is Wish.PAUSE and self.wish is not Wish.NONE else replace(self, wish=wish)
+
+    def finish(self, outcome: Outcome) -> Job:
+        """The running job after its attempt ended with `outcome`."""
+        match outcome.ending:
+            case Ending.DONE:
+                return self.succeed(outcome.summary, outcome.preview)
+            case Ending.FAILED:
+                return self.fail(outcome.message)
+            case Ending.DISK_FULL:
+                return self.pause(outcome.message)
+            case Ending.STOPPED:
+                return self._granted() or self.interrupt("the server was stopped")
+            case Ending.DIED:
+                return self._die(outcome.message)
 
     def succeed(self, summary: Mapping[str, Any], preview: Mapping[str, Any]) -> Job:
         """The job with its result in `target`."""
-        return self._to(JobStatus.SUCCEEDED, summary=summary, preview=preview, finished_at=time.time())
+        return self._to(
+            JobStatus.SUCCEEDED, "done", summary=summary, preview=preview, is_seen=False, finished_at=time.time()
+        )
 
     def fail(self, message: str) -> Job:
         """The job that ended with `message`, a sentence for the user."""
-        return self._to(JobStatus.FAILED, message=message, finished_at=time.time())
+        return self._to(JobStatus.FAILED, message, message=message, finished_at=time.time())
 
-    def cancel(self) -> Job:
-        """The job that the user stopped."""
-        return self._to(JobStatus.CANCELLED, finished_at=time.time())
+    def cancel(self, *, keep_part: bool = False) -> Job:
+        """The job that the user stopped; with `keep_part` what is finished of it stays in its work folder."""
+        return self._to(JobStatus.CANCELLED, "cancelled", finished_at=time.time(), keeps_part=keep_part)
 
-    def requeue(self) -> Job:
-        """The job at the end of the queue again, as if it were new."""
-        return self._to(
-            JobStatus.QUEUED, progress=None, message="", queued_at=time.time(), started_at=None, finished_at=None
-        )
+    def pause(self, message: str = "") -> Job:
+        """The job that waits until it is resumed; `message` says why if nobody asked for it."""
+        return self._to(JobStatus.PAUSED, message or "paused", message=message)
 
-    def _to(self, status: JobStatus, **changes: Any) -> Job:
+    def interrupt(self, reason: str) -> Job:
+        """The job whose attempt ended through no fault of its own."""
+        return self._to(JobStatus.INTERRUPTED, reason)
+
+    def adjust(self, settings: Mapping[str, Any]) -> Job:
+        """The draft with other settings; what has been queued keeps its own."""
+        return replace(self._require(JobStatus.DRAFT, JobStatus.DRAFT), settings=settings)
+
+    def move(self, place: float) -> Job:
+        """The job at another place among the waiting ones of its owner."""
+        return replace(self, place=place)
+
+    def rank(self, priority: int) -> Job:
+        """The job with another priority: a higher one goes before all lower ones, whoever owns them."""
+        return replace(self, priority=priority)
+
+    def weigh(self, num_bytes: int) -> Job:
+        """The job whose folder holds `num_bytes`."""
+        return replace(self, num_bytes=num_bytes)
+
+    def see(self) -> Job:
+        """The job whose result somebody has looked at."""
+        return replace(self, is_seen=True)
+
+    def _granted(self) -> Job | None:
+        """The job as its owner wished, if there is a wish."""
+        match self.wish:
+            case Wish.NONE:
+                return None
+            case Wish.PAUSE:
+                return self.pause()
+            case Wish.CANCEL | Wish.CANCEL_KEEP:
+                return self.cancel(keep_part=self.wish is Wish.CANCEL_KEEP)
+
+    def _die(self, message: str) -> Job:
+        """Tried again from the last finished unit, unless the same unit ends the worker again and again.
+
+        The same unit: the same number of frames was finished both times. Where the engine counts work inside a unit
+        too, that number wavers; then attempts that begin with equal numbers tell that none between them got ahead.
+        """
+        base = self.base if self.base is not None else self.frames_done
+        deaths = (*self.deaths, Death(base, self.frames_done))
+        same = len(deaths) > 1 and deaths[-1].done == deaths[-2].done
+        stuck = len(deaths) >= _NO_HEADWAY and len({death.base for death in deaths[-_NO_HEADWAY:]}) == 1
+        job = replace(self, deaths=deaths)
+        if same or stuck:
+            return job.fail(f"{message} It ended {len(deaths)} times at frame {self.frames_done} of this file.")
+        return job.interrupt(message).go_on()
+
+    def _require(self, wanted: JobStatus, *statuses: JobStatus) -> Job:
+        if self.status not in statuses:
+            raise TransitionError(self.status, wanted)
+        return self
+
+    def _to(self, status: JobStatus, reason: str, **changes: Any) -> Job:
         if status not in _NEXT[self.status]:
             raise TransitionError(self.status, status)
-        return replace(self, status=status, **changes)
-
-
-def run_job(job: Job, restore: Restore, make_preview: MakePreview, report: Report, cancellation: Cancellation) -> Job:
-    """Run a RUNNING `job` to its end; whatever happens is in the job that comes back.
-
-    A result without a preview is still a result: the note is in the job's message.
-    """
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        summary = restore(job.source, job.target, job.settings, report, cancellation)
-        cancellation.check()
-        try:
-            preview = make_preview(job.source, job.target, job.folder, cancellation)
-        except CancelledError:
-            raise
-        except RestoreError as error:
-            log.warning("job %s has no preview: %s", job.id, error)
-            preview = {}
-        return job.succeed(summary, preview)
-    except CancelledError:
-        return job.cancel()
-    except RestoreError as error:
-        return job.cancel() if cancellation.is_set() else job.fail(str(error))
-    except Exception:  # noqa: BLE001  the one place where a bug becomes a message; the traceback goes to the log
-        log.exception("job %s", job.id)
-        return job.fail(f"Something unexpected went wrong; try again, or report it with the job number {job.id[:8]}.")
+        now = time.time()
+        if self.status is JobStatus.RUNNING:
+            changes = {"holder": "", **changes}
+            changes["worked_s"] = self.worked_s + max(0.0, now - (self.started_at or now))
+        if status is not JobStatus.INTERRUPTED:  # a wish outlives the process that should have granted it
+            changes = {"wish": Wish.NONE, **changes}
+        history = (*self.history, Change(status, now, reason))[-MAX_HISTORY:]
+        return replace(self, status=status, history=history, **changes)

@@ -37,9 +37,11 @@ def job_view(job: Job, num_ahead: int = 0) -> dict[str, Any]:
         "thumbnail": f"{base}/files/{THUMBNAIL}" if (job.folder / THUMBNAIL).exists() else "",
         "download": f"{base}/download" if is_done else "",
         "preview": _preview(job.preview, base) if is_done else None,
-        "canCancel": not job.is_finished,
-        "canRetry": job.can_retry,
-        "canRemove": job.is_finished,
+        "canCancel": job.can_cancel,
+        "canPause": job.can_pause,
+        "canResume": job.can_resume,
+        "canRetry": job.can_retry or job.can_resume,  # until the page has a button of its own for it
+        "canRemove": not job.is_at_work,
     }
 
 
@@ -94,6 +96,12 @@ def to_size(num_bytes: int) -> str:
 
 def _status_text(job: Job, num_ahead: int) -> str:
     match job.status:
+        case JobStatus.DRAFT:
+            return "Not started yet"
+        case JobStatus.PAUSED:
+            return job.message or "Paused"
+        case JobStatus.INTERRUPTED:
+            return "Interrupted; it goes on by itself"
         case JobStatus.QUEUED:
             return f"Waiting, {num_ahead} ahead" if num_ahead else "Waiting, next in line"
         case JobStatus.RUNNING:
@@ -119,8 +127,8 @@ def _progress_text(progress: Progress | None) -> str:
 
 def _result_text(job: Job) -> str:
     parts = ["Done"]
-    if job.started_at is not None and job.finished_at is not None:
-        parts[0] += f" in {to_words(max(0.1, job.finished_at - job.started_at))}"
+    if job.worked_s:
+        parts[0] += f" in {to_words(max(0.1, job.worked_s))}"
     if "width" in job.summary and "height" in job.summary:
         parts.append(f"{job.summary['width']}×{job.summary['height']}")
     if job.target.exists():

@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inference.errors import RestoreError
 from seedvr_ui.player import preview_file, upload_view
-from seedvr_ui.sessions import SessionManager, UnknownJobError, result_file
-from seedvr_ui.storage import is_id, new_id
+from seedvr_ui.sessions import SessionManager, result_file
+from seedvr_ui.storage import THUMBNAIL, is_id, new_id
+from seedvr_ui.store import UnknownJobError
 from seedvr_ui.uploads import PIECE_BYTES, OffsetError, UnknownUploadError
 
 COOKIE = "seedvr_session"
@@ -103,14 +104,19 @@ def _jobs_router(manager: SessionManager) -> APIRouter:
 
     @router.get("/{job_id}/download")
     def download(request: Request, job_id: str) -> FileResponse:
-        path = result_file(manager.job(_require_session(request), job_id))
+        session = _require_session(request)
+        path = result_file(manager.job(session, job_id))
+        manager.see(session, job_id)
         return FileResponse(path, filename=path.name, headers=_PRIVATE)
 
     @router.get("/{job_id}/files/{name}")
     def preview(request: Request, job_id: str, name: str) -> FileResponse:
-        path = preview_file(manager.job(_require_session(request), job_id), name)
+        session = _require_session(request)
+        path = preview_file(manager.job(session, job_id), name)
         if path is None:
             raise HTTPException(404, "There is no such file.")
+        if name != THUMBNAIL:
+            manager.see(session, job_id)
         return FileResponse(path, headers=_PRIVATE)
 
     return router

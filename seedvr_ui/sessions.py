@@ -1,28 +1,42 @@
-"""The queue: who owns which job, what runs next, and when files go. Without gradio.
+"""What people may do with jobs: submit, look, order, stop and remove them, within limits. Without gradio.
 
-Handlers and routes submit and read snapshots; one thread runs the jobs one after another through the callables that
-the composition root passed in. Nothing here outlives the process: jobs live in memory, files on disk.
+Handlers and routes call this and nothing below it. Jobs live in the store on disk, one thread of this process runs
+them; closing the page, the server, or the power changes nothing about what was asked for.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inference.errors import RestoreError
-from inference.progress import Cancellation, Progress
-from seedvr_ui.jobs import Job, JobStatus, MakePreview, Restore, run_job
-from seedvr_ui.storage import Storage, new_id
-from seedvr_ui.uploads import Check, Uploads
+from seedvr_ui import manifest
+from seedvr_ui.attempt import MakePreview, Restore
+from seedvr_ui.jobs import Job, JobStatus, Wish
+from seedvr_ui.retention import plan_expiry
+from seedvr_ui.runner import Runner
+from seedvr_ui.storage import THUMBNAIL, Storage, new_id
+from seedvr_ui.store import Edit, Store, UnknownJobError
+from seedvr_ui.uploads import Check, Upload, Uploads
 
 log = logging.getLogger(__name__)
 
-_JOIN_TIMEOUT_S = 5.0
+_CLOSE_LIMIT_S = 6.0
+_MAX_CACHED = 500
+_RANK = {
+    JobStatus.RUNNING: 0,
+    JobStatus.QUEUED: 1,
+    JobStatus.INTERRUPTED: 1,
+    JobStatus.PAUSED: 2,
+    JobStatus.DRAFT: 3,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,188 +50,303 @@ class Services:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much one session may ask for, and how long finished work is kept."""
+    """How much one owner may ask for, and how long finished work is kept.
+
+    `max_upload_bytes` is for one file, `max_uploading_bytes` for all that an owner has sent and not yet started,
+    `max_stored_bytes` for those and all jobs of an owner. `keep_bytes` is for all owners together.
+    """
 
     max_upload_bytes: int = 100 * 10**9
+    max_uploading_bytes: int = 400 * 10**9
+    max_stored_bytes: int = 2 * 10**12
     max_jobs: int = 200
     keep_s: float = 7 * 86400.0
+    keep_bytes: int | None = None
     sweep_every_s: float = 3600.0
 
 
-class UnknownJobError(RestoreError):
-    """The job does not exist (any more), or belongs to another session."""
+@dataclass(slots=True)
+class _Snapshot:
+    """What was read from the store at one revision, kept for the next polls. Progress is laid over it."""
 
-    def __init__(self) -> None:
-        super().__init__("This job no longer exists; reload the page to see the queue as it is.")
+    revision: int
+    lists: dict[str, list[Job]] = field(default_factory=dict)
+    line: dict[str, int] | None = None
 
 
 class SessionManager:
-    """All jobs of all sessions, first come first served."""
+    """All jobs of all owners, who take turns. An owner is a session or a user: an id as `new_id` makes them."""
 
-    def __init__(self, storage: Storage, services: Services, limits: Limits | None = None) -> None:
+    def __init__(
+        self, storage: Storage, services: Services, limits: Limits | None = None, database_url: str = ""
+    ) -> None:
         self.storage = storage
         self.limits = limits or Limits()
-        self.uploads = Uploads(storage, services.check, self.limits.max_upload_bytes)
-        self._services = services
-        self._jobs: dict[str, Job] = {}
-        self._cancellations: dict[str, Cancellation] = {}
-        self._changed = threading.Condition()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="queue", daemon=True)
+        self.uploads = Uploads(storage, services.check, self.limits.max_upload_bytes, self._admit)
+        self.store = Store(storage, database_url)
+        self._seen = -1
+        self._number = int(time.time() * 1000)  # ahead of whatever an earlier process has told
+        self._lock = threading.Lock()
+        self._snapshot = _Snapshot(-1)
+        self._runner = Runner(
+            self.store,
+            storage,
+            services.restore,
+            services.make_preview,
+            on_progress=self._tick,
+            sweep=self.expire,
+            sweep_every_s=self.limits.sweep_every_s,
+        )
+        self.store.open()
 
     def start(self) -> None:
-        """Begin to run jobs."""
-        self._thread.start()
+        """Begin to run jobs; those that were interrupted go on."""
+        self._runner.start()
 
     def close(self) -> None:
-        """Stop the running job and take no more; returns within seconds. May be called twice."""
-        with self._changed:
-            self._is_closed = True
-            for cancellation in self._cancellations.values():
-                cancellation.cancel()
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(_JOIN_TIMEOUT_S)
+        """Interrupt the running job and take no more; returns within seconds. It goes on at the next start."""
+        self._runner.close(_CLOSE_LIMIT_S)
+        self.store.close()
 
-    def submit(self, session: str, upload_ids: Sequence[str], settings: Mapping[str, Any]) -> list[Job]:
-        """Queue one job per ready upload, in the given order, all with `settings` (a whole settings tree)."""
-        with self._changed:
-            num_jobs = sum(job.session == session for job in self._jobs.values())
-        if num_jobs + len(upload_ids) > self.limits.max_jobs:
-            raise RestoreError(f"The queue holds at most {self.limits.max_jobs} jobs; remove finished ones first.")
-        jobs = []
-        for upload_id in upload_ids:
-            job_id = new_id()
-            folder = self.storage.job_folder(session, job_id)
-            upload, source = self.uploads.take(session, upload_id, folder)
-            assert upload.media is not None  # a ready upload has been checked
-            suffix = ".png" if upload.media.get("is_image") else ".mp4"
-            target = folder / "result" / f"{source.stem}_restored{suffix}"
-            job = Job(
-                id=job_id, session=session, folder=folder, source=source, target=target, settings=settings,
-                media=upload.media,
-            )  # fmt: skip
-            with self._changed:
-                self._jobs[job.id] = job
-                self._changed.notify_all()
-            jobs.append(job)
-        return jobs
+    @property
+    def revision(self) -> int:
+        """A number that is greater whenever a job, or its progress, has changed; equal means: nothing is new."""
+        stored = self.store.revision()
+        with self._lock:
+            if stored != self._seen:
+                self._seen = stored
+                self._number += 1
+            return self._number
 
-    def jobs(self, session: str) -> list[Job]:
-        """A snapshot of the jobs of `session`: the running one, then the queue in its order, then newest results."""
-        with self._changed:
-            jobs = [job for job in self._jobs.values() if job.session == session]
-        waiting = sorted((job for job in jobs if not job.is_finished), key=_waiting_order)
-        finished = sorted((job for job in jobs if job.is_finished), key=lambda job: -(job.finished_at or 0.0))
-        return waiting + finished
+    # --- new jobs ---
 
-    def job(self, session: str, job_id: str) -> Job:
-        """The job with this id, if it belongs to `session`."""
-        with self._changed:
-            return self._find(session, job_id)
+    def submit(
+        self, owner: str, upload_ids: Sequence[str], settings: Mapping[str, Any], *, draft: bool = False
+    ) -> list[Job]:
+        """Queue one job per ready upload, in the given order, all with `settings` (a whole settings tree).
+
+        With `draft` they wait for `enqueue`.
+        """
+        self._require_room(owner, len(upload_ids))
+        return [self._submit_one(owner, upload_id, settings, draft=draft) for upload_id in upload_ids]
+
+    def enqueue(self, owner: str, job_id: str, settings: Mapping[str, Any] | None = None) -> Job:
+        """Queue a draft, with other settings if they are given."""
+        place = self.store.next_place(owner)
+
+        def queue(job: Job) -> Job:
+            return (job if settings is None else job.adjust(settings)).queue(place)
+
+        return self._changed(self.store.change(job_id, queue, owner=owner))
+
+    def duplicate(
+        self, owner: str, job_id: str, settings: Mapping[str, Any] | None = None, *, draft: bool = False
+    ) -> Job:
+        """A new job for the same file, with the same settings or other ones."""
+        self._require_room(owner, 1)
+        old = self.job(owner, job_id)
+        if not old.source.exists():
+            raise RestoreError("The file of this job is no longer here; upload it again.")
+        num_bytes = old.source.stat().st_size
+        self._require_bytes(owner, num_bytes)
+        job = self._new_job(owner, old.source.name, old.media, settings or old.settings, num_bytes)
+        job.source.parent.mkdir(parents=True)
+        _link_or_copy(old.source, job.source, self.storage)
+        if (old.folder / THUMBNAIL).exists():
+            shutil.copyfile(old.folder / THUMBNAIL, job.folder / THUMBNAIL)
+        return self._changed(self.store.add(job if draft else job.queue(job.place)))
+
+    # --- looking ---
+
+    def jobs(self, owner: str) -> list[Job]:
+        """A snapshot of the jobs of `owner`: the running one, the queue in its order, what rests, newest results."""
+        lists = self._fresh_snapshot().lists
+        jobs = lists.get(owner)
+        if jobs is None:
+            jobs = lists[owner] = sorted(self.store.jobs(owner), key=_shown_order)
+        return [self._runner.newest(job) for job in jobs]
+
+    def job(self, owner: str, job_id: str) -> Job:
+        """The job with this id, if it belongs to `owner`."""
+        job = self.store.job(job_id)
+        if job.owner != owner:
+            raise UnknownJobError()
+        return self._runner.newest(job)
+
+    def line(self) -> dict[str, int]:
+        """The number of jobs, of any owner, that run before each waiting one. To be read only."""
+        snapshot = self._fresh_snapshot()
+        if snapshot.line is None:
+            snapshot.line = self.store.line()
+        return snapshot.line
 
     def num_ahead(self, job: Job) -> int:
-        """How many jobs, of any session, run before `job`."""
-        with self._changed:
-            return sum(
-                other.status is JobStatus.RUNNING or _waiting_order(other) < _waiting_order(job)
-                for other in self._jobs.values()
-                if not other.is_finished and other.id != job.id
-            )
+        """How many jobs, of any owner, run before `job`."""
+        return self.line().get(job.id, 0)
 
     def counts(self) -> dict[str, int]:
-        """The number of jobs per status, over all sessions."""
-        with self._changed:
-            statuses = [job.status for job in self._jobs.values()]
-        return {status.value: statuses.count(status) for status in JobStatus}
+        """The number of jobs per status, over all owners."""
+        return self.store.counts()
 
-    def cancel(self, session: str, job_id: str) -> None:
-        """Stop a job: at once if it waits, at its next step if it runs. A finished job stays as it is."""
-        with self._changed:
-            job = self._find(session, job_id)
-            if job.status is JobStatus.QUEUED:
-                self._jobs[job.id] = job.cancel()
-            elif job.id in self._cancellations:
-                self._cancellations[job.id].cancel()
+    # --- changing ---
 
-    def retry(self, session: str, job_id: str) -> None:
-        """Queue a failed or cancelled job once more."""
-        with self._changed:
-            job = self._find(session, job_id)
-            self._jobs[job.id] = job.requeue()
-            self._changed.notify_all()
+    def cancel(self, owner: str, job_id: str, keep_part: bool = False) -> Job:
+        """Stop a job: at once if it waits, at its next step if it runs. A finished job stays as it is.
 
-    def remove(self, session: str, job_id: str) -> None:
-        """Forget a finished job and delete its files."""
-        with self._changed:
-            job = self._find(session, job_id)
-            if not job.is_finished:
-                raise RestoreError("This job is still at work; cancel it before you remove it.")
-            del self._jobs[job.id]
-        self.storage.remove(job.folder)
+        With `keep_part` what is finished of it stays, and a retry goes on from there.
+        """
 
-    def expire(self) -> None:
-        """Forget and delete whatever has rested for longer than the age limit."""
-        limit = time.time() - self.limits.keep_s
-        with self._changed:
-            old = [job for job in self._jobs.values() if job.is_finished and (job.finished_at or 0.0) < limit]
-            for job in old:
-                del self._jobs[job.id]
-            keep = {job.folder for job in self._jobs.values()}
-        for job in old:
-            self.storage.remove(job.folder)
-        removed = self.storage.remove_older_than(self.limits.keep_s, keep)
-        if old or removed:
-            log.info("expired %d jobs, %d folders", len(old), len(removed))
+        def stop(job: Job) -> Job:
+            if job.status is JobStatus.RUNNING:
+                return job.want(Wish.CANCEL_KEEP if keep_part else Wish.CANCEL)
+            return job if job.is_finished else job.cancel(keep_part=keep_part)
 
-    def _find(self, session: str, job_id: str) -> Job:
-        job = self._jobs.get(job_id)
-        if job is None or job.session != session:
-            raise UnknownJobError()
+        job = self._change_and_stop(owner, job_id, stop)
+        if job.keeps_no_work:
+            self.storage.remove(job.work)
         return job
 
-    def _run(self) -> None:
-        next_sweep = time.monotonic()
-        while True:
-            if time.monotonic() >= next_sweep:
-                self._sweep()
-                next_sweep = time.monotonic() + self.limits.sweep_every_s
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._next() is not None, self.limits.sweep_every_s)
-                if self._is_closed:
-                    return
-                job = self._next()
-                if job is None:
-                    continue
-                job = self._jobs[job.id] = job.start()
-                cancellation = self._cancellations[job.id] = Cancellation()
-            self._run_one(job, cancellation)
+    def pause(self, owner: str, job_id: str) -> Job:
+        """Let a job wait until it is resumed; one that runs stops at its next step and keeps what is finished."""
+        return self._change_and_stop(
+            owner, job_id, lambda job: job.want(Wish.PAUSE) if job.status is JobStatus.RUNNING else job.pause()
+        )
 
-    def _run_one(self, job: Job, cancellation: Cancellation) -> None:
-        def report(progress: Progress) -> None:
-            with self._changed:
-                self._jobs[job.id] = self._jobs[job.id].advance(progress)
+    def resume(self, owner: str, job_id: str) -> Job:
+        """Let a paused job go on, at its old place in the queue."""
+        return self._changed(self.store.change(job_id, Job.resume, owner=owner))
 
-        log.info("job %s starts: %s", job.id, job.source.name)
-        finished = run_job(job, self._services.restore, self._services.make_preview, report, cancellation)
-        with self._changed:
-            self._jobs[job.id] = finished
-            del self._cancellations[job.id]
-        log.info("job %s %s", job.id, finished.status.value)
+    def retry(self, owner: str, job_id: str) -> Job:
+        """Queue a failed or cancelled job once more; a paused one goes on."""
+        if self.job(owner, job_id).is_finished:
+            self._require_room(owner, 1)
+        place = self.store.next_place(owner)
+        return self._changed(
+            self.store.change(job_id, lambda job: job.resume() if job.can_resume else job.retry(place), owner=owner)
+        )
 
-    def _sweep(self) -> None:
+    def see(self, owner: str, job_id: str) -> None:
+        """Note that somebody has looked at the result."""
+        if self.job(owner, job_id).is_unseen_result:
+            self._changed(self.store.change(job_id, Job.see, owner=owner))
+
+    def move(self, owner: str, job_id: str, *, up: bool = False, down: bool = False, before: str = "") -> None:
+        """Change the order of the waiting jobs of `owner`: one step, or before another of them."""
+
+        def reorder(ids: list[str]) -> list[str]:
+            index = ids.index(job_id)
+            others = [other for other in ids if other != job_id]
+            if before and before not in others:
+                raise RestoreError("Only a waiting job has a place in the queue; look at the queue again.")
+            place = others.index(before) if before else max(0, index - up + down)
+            return [*others[:place], job_id, *others[place:]]
+
+        self.store.move(job_id, owner, reorder)
+        self._tick()
+
+    def set_priority(self, job_id: str, priority: int) -> Job:
+        """Put a job, of whichever owner, before all with a lower priority. For admins; the usual priority is 0."""
+        return self._changed(self.store.change(job_id, lambda job: job.rank(priority)))
+
+    def remove(self, owner: str, job_id: str) -> None:
+        """Forget a job that is not at work and delete its files."""
+        self.store.remove(job_id, owner, _require_rest)
+        self.storage.empty_trash()
+        self._tick()
+
+    def expire(self) -> None:
+        """Delete what has rested for longer than the age limit, and what is more than the limit of bytes."""
+        too_many = 0 if self.limits.keep_bytes is None else self.store.total_bytes() - self.limits.keep_bytes
+        num_expired = 0
+        for resting in plan_expiry(self.store.resting(), time.time(), self.limits.keep_s, too_many):
+            try:
+                self.store.remove(resting.id, check=_require_rest)
+                num_expired += 1
+            except RestoreError as error:  # somebody has queued or removed it meanwhile
+                log.info("job %s stays: %s", resting.id, error)
+        self.storage.empty_trash()
+        keep = {folder for _, _, folder in self.storage.job_folders() if _is_ours(folder)}
+        removed = self.storage.remove_older_than(self.limits.keep_s, keep)
+        if num_expired or removed:
+            log.info("expired %d jobs, %d other folders", num_expired, len(removed))
+            self._tick()
+
+    # --- inside ---
+
+    def _submit_one(self, owner: str, upload_id: str, settings: Mapping[str, Any], *, draft: bool) -> Job:
+        """The manifest comes first: whatever ends us, either the upload is still one, or the job is whole."""
+        upload = self.uploads.ready(owner, upload_id)
+        assert upload.media is not None  # a ready upload has been checked
+        job = self._new_job(owner, upload.name, upload.media, settings, upload.size)
+        job = job if draft else job.queue(job.place)
+        manifest.write(job)
         try:
-            self.expire()
-        except OSError:  # a full or vanished disk must not end the queue
-            log.exception("could not delete expired files")
+            self.uploads.take(owner, upload_id, job.folder)
+        except RestoreError:
+            self.storage.throw_away(job.folder)
+            raise
+        return self._changed(self.store.add(job))
 
-    def _next(self) -> Job | None:
-        queued = [job for job in self._jobs.values() if job.status is JobStatus.QUEUED]
-        return min(queued, key=_waiting_order, default=None)
+    def _new_job(
+        self, owner: str, name: str, media: Mapping[str, Any], settings: Mapping[str, Any], num_bytes: int
+    ) -> Job:
+        job_id = new_id()
+        folder = self.storage.job_folder(owner, job_id)
+        suffix = ".png" if media.get("is_image") else ".mp4"
+        return Job(
+            id=job_id, owner=owner, folder=folder, source=folder / "source" / name,
+            target=folder / "result" / f"{Path(name).stem}_restored{suffix}", settings=settings, media=media,
+            place=self.store.next_place(owner), num_bytes=num_bytes,
+        )  # fmt: skip
 
+    def _change_and_stop(self, owner: str, job_id: str, edit: Edit) -> Job:
+        job = self._changed(self.store.change(job_id, edit, owner=owner))
+        if job.wish is not Wish.NONE:
+            self._runner.stop(job_id)
+        return job
 
-def _waiting_order(job: Job) -> tuple[bool, float]:
-    return job.status is not JobStatus.RUNNING, job.queued_at
+    def _changed(self, job: Job) -> Job:
+        self._tick()
+        if job.status is JobStatus.QUEUED:
+            self._runner.wake()
+        return job
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._number += 1
+
+    def _fresh_snapshot(self) -> _Snapshot:
+        """What was read since the last change. One that is replaced while it is being filled is not seen again."""
+        snapshot, stored = self._snapshot, self.store.revision()
+        if snapshot.revision != stored or len(snapshot.lists) > _MAX_CACHED:
+            snapshot = self._snapshot = _Snapshot(stored)
+        return snapshot
+
+    def _require_room(self, owner: str, num_jobs: int) -> None:
+        number, limit = self.store.usage(owner).num_unfinished, self.limits.max_jobs
+        if number + num_jobs > limit:
+            raise RestoreError(
+                f"The queue holds at most {limit} jobs of yours and there are {number}; "
+                "wait until one is done, or cancel one."
+            )
+
+    def _require_bytes(self, owner: str, num_bytes: int, uploading: int = 0) -> None:
+        stored, limit = self.store.usage(owner).num_bytes + uploading, self.limits.max_stored_bytes
+        if stored + num_bytes > limit:
+            raise RestoreError(
+                f"Your files take {stored / 1e9:.1f} GB, this needs {num_bytes / 1e9:.1f} GB more, and the limit is "
+                f"{limit / 1e9:.1f} GB; remove finished jobs and try again."
+            )
+
+    def _admit(self, owner: str, num_bytes: int) -> None:
+        """Raise RestoreError unless `owner` may begin an upload of that size."""
+        uploading, limit = sum(map(_upload_bytes, self.uploads.of_session(owner))), self.limits.max_uploading_bytes
+        if uploading + num_bytes > limit:
+            raise RestoreError(
+                f"Files of {uploading / 1e9:.1f} GB wait to be started and this one has {num_bytes / 1e9:.1f} GB; the "
+                f"limit for both is {limit / 1e9:.1f} GB. Start or discard some of them first."
+            )
+        self._require_bytes(owner, num_bytes, uploading)
 
 
 def result_file(job: Job) -> Path:
@@ -225,3 +354,31 @@ def result_file(job: Job) -> Path:
     if job.status is not JobStatus.SUCCEEDED or not job.target.exists():
         raise RestoreError("This job has no result yet; wait until it is done.")
     return job.target
+
+
+def _shown_order(job: Job) -> tuple[int, float, float, str]:
+    if job.is_finished:
+        return len(_RANK), 0.0, -(job.finished_at or 0.0), job.id
+    return _RANK[job.status], -job.priority, job.place, job.id
+
+
+def _require_rest(job: Job) -> None:
+    if job.is_at_work:
+        raise RestoreError("This job is still at work; cancel it before you remove it.")
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / manifest.NAME).exists() or manifest.has_one_aside(folder)
+
+
+def _upload_bytes(upload: Upload) -> int:
+    return 0 if upload.error else upload.size
+
+
+def _link_or_copy(source: Path, target: Path, storage: Storage) -> None:
+    """Two names for one file where the file system can; sources are never changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        storage.require_space(source.stat().st_size)
+        shutil.copyfile(source, target)

@@ -1,7 +1,8 @@
 """Where the front end keeps files: one folder a session, safe names, free space, age limit. Without gradio.
 
     <data>/sessions/<session>/uploads/<upload>/    upload.json, the file (`.part` until it is whole), thumbnail
-    <data>/sessions/<session>/jobs/<job>/          source/, result/, preview files, thumbnail
+    <data>/sessions/<session>/jobs/<job>/          manifest.json, source/, work/, result/, preview files, thumbnail
+    <data>/trash/                                  folders on their way out: renamed at once, deleted when there is time
     <data>/gradio/                                 Gradio's own temporary files
 
 Ids are 128 random bits in hex and are checked before they become a path, so no request can name another folder.
@@ -9,6 +10,7 @@ Ids are 128 random bits in hex and are checked before they become a path, so no 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -53,7 +55,9 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
         self._sessions = self.root / "sessions"
-        self._sessions.mkdir(parents=True, exist_ok=True)
+        self._trash = self.root / "trash"
+        for folder in (self._sessions, self._trash):
+            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def gradio_folder(self) -> Path:
@@ -72,6 +76,17 @@ class Storage:
         """The folder of one job; it need not exist."""
         return self._session_folder(session) / "jobs" / _checked(job)
 
+    def job_folders(self) -> Iterator[tuple[str, str, Path]]:
+        """(session, job, folder) of every job folder that is there."""
+        for session in _folders(self._sessions):
+            for job in _folders(session / "jobs"):
+                if is_id(session.name) and is_id(job.name):
+                    yield session.name, job.name, job
+
+    def has_space(self) -> bool:
+        """Whether there is some room on the disk beyond what we keep free."""
+        return shutil.disk_usage(self.root).free > _RESERVED_BYTES
+
     def require_space(self, num_bytes: int) -> None:
         """Raise RestoreError unless `num_bytes` more fit on the disk with some room to spare."""
         free = shutil.disk_usage(self.root).free - _RESERVED_BYTES
@@ -86,6 +101,18 @@ class Storage:
         if self._sessions not in folder.parents:
             raise ValueError(f"{folder} is outside of {self._sessions}")
         shutil.rmtree(folder, ignore_errors=True)
+
+    def throw_away(self, folder: Path) -> None:
+        """Take `folder` out of this storage in one step: it is there as a whole, or not at all."""
+        if self._sessions not in folder.parents:
+            raise ValueError(f"{folder} is outside of {self._sessions}")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, self._trash / f"{folder.name}-{secrets.token_hex(4)}")
+
+    def empty_trash(self) -> None:
+        """Delete what was thrown away."""
+        for folder in _folders(self._trash):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def remove_older_than(self, age_s: float, keep: Collection[Path] = ()) -> list[Path]:
         """Delete job and upload folders in which nothing changed for `age_s` seconds, except those in `keep`.
@@ -113,6 +140,14 @@ def _checked(identifier: str) -> str:
     if not is_id(identifier):
         raise ValueError(f"not an id: {identifier!r}")
     return identifier
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
 
 
 def _last_change(folder: Path) -> float:

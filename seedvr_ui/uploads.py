@@ -21,6 +21,9 @@ from seedvr_ui.storage import THUMBNAIL, Storage, is_id, new_id, safe_name
 Check = Callable[[Path, Path], Mapping[str, Any]]
 """(file, where to write a thumbnail) -> facts about the media; raises RestoreError with a sentence for a bad file."""
 
+Admit = Callable[[str, int], None]
+"""(session, bytes of a new upload) -> nothing; raises RestoreError with a sentence if the session may not have them."""
+
 PIECE_BYTES = 8 * 2**20
 _RECORD = "upload.json"
 _PART = "content.part"
@@ -63,8 +66,9 @@ class Upload:
 class Uploads:
     """All uploads of all sessions."""
 
-    def __init__(self, storage: Storage, check: Check, max_bytes: int) -> None:
+    def __init__(self, storage: Storage, check: Check, max_bytes: int, admit: Admit | None = None) -> None:
         self._storage = storage
+        self._admit = admit
         self._check = check
         self._max_bytes = max_bytes
         self._locks: dict[str, threading.Lock] = {}
@@ -80,6 +84,8 @@ class Uploads:
             same = (upload.name, upload.size, upload.fingerprint) == (safe_name(name), size, fingerprint)
             if same and upload.received < size:
                 return upload
+        if self._admit is not None:
+            self._admit(session, size)
         self._storage.require_space(size)
         upload = Upload(
             id=new_id(), name=safe_name(name), size=size, fingerprint=fingerprint, begun_at=time.time()
@@ -118,13 +124,18 @@ class Uploads:
             self._storage.remove(folder)
         self._locks.pop(upload_id, None)
 
+    def ready(self, session: str, upload_id: str) -> Upload:
+        """The upload, which is whole and good. Raises RestoreError with a sentence if it is not."""
+        upload = self._read(self._folder(session, upload_id))
+        if not upload.is_ready:
+            raise RestoreError(upload.error or f"{upload.name} has not arrived completely; wait for its upload.")
+        return upload
+
     def take(self, session: str, upload_id: str, folder: Path) -> tuple[Upload, Path]:
         """Move a ready upload into `folder` of its new owner: its facts, and the path of the file there."""
         origin = self._folder(session, upload_id)
         with self._locks.setdefault(upload_id, threading.Lock()):
-            upload = self._read(origin)
-            if not upload.is_ready:
-                raise RestoreError(upload.error or f"{upload.name} has not arrived completely; wait for its upload.")
+            upload = self.ready(session, upload_id)
             source = folder / "source" / upload.name
             source.parent.mkdir(parents=True)
             os.replace(origin / upload.name, source)

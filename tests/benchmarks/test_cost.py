@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, memory, report, speed
+from benchmarks import gpu, memory, report, speed, store
 from benchmarks.jobs import JobCost, run_job
 from inference.errors import RestoreError
 from models.dit import DiT
@@ -101,3 +101,17 @@ def test_the_machine_is_named_with_every_result(capsys: pytest.CaptureFixture[st
     report.publish("speed", "Title", "body", {"value": 1}, save_to=None)
     result = last_json(capsys)
     assert {"cpu", "cores", "torch", "python"} <= set(result["machine"])  # type: ignore[call-overload]
+
+
+def test_the_queue_is_measured_over_real_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert store.main(["--jobs", "100", "--runs", "1", "--starts", "0"]) in (0, 1)
+    figures = last_json(capsys)["median_s"]
+    assert {"submit", "take a job", "finish a job", "open the index"} <= set(figures)  # type: ignore[call-overload]
+
+
+def test_a_figure_above_its_budget_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "measure", lambda *_: {"submit": [0.2, 0.1, 0.2]})
+    assert store.main([]) == 1
+    assert "Over budget: submit." in capsys.readouterr().out

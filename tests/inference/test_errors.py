@@ -10,17 +10,23 @@ from inference.errors import (
     CancelledError,
     CheckpointError,
     DeviceMemoryError,
+    DiskFullError,
     MediaError,
     RestoreError,
     SettingsError,
+    WorkerDiedError,
     from_message,
     to_message,
 )
 
 
 @pytest.mark.parametrize(
-    "kind", [RestoreError, SettingsError, MediaError, CheckpointError, DeviceMemoryError, CancelledError]
-)
+    "kind",
+    [
+        RestoreError, SettingsError, MediaError, CheckpointError, DeviceMemoryError, DiskFullError, WorkerDiedError,
+        CancelledError,
+    ],
+)  # fmt: skip
 def test_an_error_comes_out_of_json_as_it_went_in(kind: type[RestoreError]) -> None:
     error = from_message(json.loads(json.dumps(to_message(kind("Try again.")))))
 

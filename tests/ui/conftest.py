@@ -25,11 +25,16 @@ MEDIA = {
 
 @dataclass
 class FakeEngine:
-    """Copies files. `hold` makes jobs wait; a file whose text starts with `fail:` fails with the rest of its text."""
+    """Copies files. `hold` makes jobs wait; a file whose text starts with `fail:` fails with the rest of its text.
+
+    `errors` are raised one after another, by as many jobs. A `is_stubborn` engine does not hear that it shall stop.
+    """
 
     hold: threading.Event = field(default_factory=threading.Event)
     restored: list[str] = field(default_factory=list)
     settings: list[Mapping[str, Any]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    is_stubborn: bool = False
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -41,14 +46,20 @@ class FakeEngine:
         return dict(MEDIA)
 
     def restore(
-        self, source: Path, target: Path, settings: Mapping[str, Any], report: Report, cancellation: Cancellation
-    ) -> dict[str, Any]:
+        self, source: Path, target: Path, settings: Mapping[str, Any], report: Report, cancellation: Cancellation,
+        *, work: Path,
+    ) -> dict[str, Any]:  # fmt: skip
         self.restored.append(source.name)
         self.settings.append(settings)
         report(Progress(Stage.RESTORE, 3, 8, 1.5, 4.0))
+        work.mkdir(exist_ok=True)
+        (work / "unit").touch()
+        if self.errors:
+            raise self.errors.pop(0)
         deadline = time.monotonic() + WAIT_LIMIT_S
         while not self.hold.wait(0.01) and time.monotonic() < deadline:
-            cancellation.check()
+            if not self.is_stubborn:
+                cancellation.check()
         text = source.read_text()
         if text.startswith("fail:"):
             raise MediaError(text.removeprefix("fail:"))
@@ -65,13 +76,30 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
+MakeManager = Callable[..., SessionManager]
+
+
 @pytest.fixture
-def manager(tmp_path: Path, engine: FakeEngine) -> Iterator[SessionManager]:
+def make_manager(tmp_path: Path, engine: FakeEngine) -> Iterator[MakeManager]:
+    """make_manager(limits) is another start of the server on the same data; it has not begun to run jobs."""
+    managers: list[SessionManager] = []
+
+    def make_manager(limits: Limits | None = None) -> SessionManager:
+        services = Services(check=engine.check, restore=engine.restore, make_preview=engine.make_preview)
+        limits = limits or Limits(max_upload_bytes=10**6, max_jobs=5)
+        managers.append(SessionManager(Storage(tmp_path / "data"), services, limits))
+        return managers[-1]
+
+    yield make_manager
+    engine.hold.set()
+    for manager in managers:
+        manager.close()
+
+
+@pytest.fixture
+def manager(make_manager: MakeManager) -> SessionManager:
     """A queue that has not been started."""
-    services = Services(check=engine.check, restore=engine.restore, make_preview=engine.make_preview)
-    queue = SessionManager(Storage(tmp_path / "data"), services, Limits(max_upload_bytes=10**6, max_jobs=5))
-    yield queue
-    queue.close()
+    return make_manager()
 
 
 @pytest.fixture
@@ -84,12 +112,12 @@ Submit = Callable[..., Job]
 
 @pytest.fixture
 def submit(manager: SessionManager, session: str) -> Submit:
-    """submit(name, text, session=...) uploads a file and queues it."""
+    """submit(name, text, session=..., draft=...) uploads a file and queues it."""
 
-    def submit(name: str, text: str = "pixels", session: str = session) -> Job:
+    def submit(name: str, text: str = "pixels", session: str = session, draft: bool = False) -> Job:
         upload = manager.uploads.begin(session, name, len(text), "")
         manager.uploads.append(session, upload.id, 0, text.encode())
-        return manager.submit(session, [upload.id], {"restore": {"factor": 2.0}})[0]
+        return manager.submit(session, [upload.id], {"restore": {"factor": 2.0}}, draft=draft)[0]
 
     return submit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from seedvr_ui.player import job_view, media_facts, preview_file, to_size, to_wo
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(
-        id="a" * 32, session="b" * 32, folder=tmp_path, source=tmp_path / "in.mp4", target=tmp_path / "out.mp4",
+        id="a" * 32, owner="b" * 32, folder=tmp_path, source=tmp_path / "in.mp4", target=tmp_path / "out.mp4",
         settings={},
-    )  # fmt: skip
+    ).queue(1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,26 @@ def test_only_files_that_the_preview_names_are_given_out(job: Job) -> None:
     done = job.start().succeed({}, {"kind": "video", "video": "preview.mp4"})
     assert preview_file(done, "preview.mp4") == job.folder / "preview.mp4"
     assert preview_file(done, "other.mp4") is None
+
+
+def _flags(job: Job) -> set[str]:
+    view = job_view(job)
+    return {name for name in ("canCancel", "canPause", "canResume", "canRetry", "canRemove") if view[name]}
+
+
+def test_each_state_offers_what_can_be_done(job: Job) -> None:
+    running = job.start()
+    assert _flags(job) == _flags(running) == {"canCancel", "canPause"}
+    assert _flags(job.pause()) == {"canCancel", "canResume", "canRetry", "canRemove"}
+    assert _flags(running.succeed({}, {})) == {"canRemove"}
+    assert _flags(running.fail("x")) == _flags(job.cancel()) == {"canRetry", "canRemove"}
+
+
+def test_a_paused_job_says_why(job: Job) -> None:
+    assert job_view(job.pause())["text"] == "Paused"
+    assert job_view(job.pause("The disk is full."))["text"] == "The disk is full."
+
+
+def test_the_time_of_a_job_is_that_of_the_work_on_it(job: Job) -> None:
+    done = replace(job.start().succeed({}, {}), worked_s=90.0)
+    assert job_view(done)["text"] == "Done in 1 min 30 s"

@@ -114,6 +114,16 @@ def test_the_download_is_the_result_under_its_own_name(client: TestClient, done:
     assert 'attachment; filename="holiday_restored.mp4"' in reply.headers["content-disposition"]
 
 
+@pytest.mark.parametrize(
+    ("path", "is_seen"), [("/files/thumbnail.jpg", False), ("/files/preview.mp4", True), ("/download", True)]
+)
+def test_a_result_counts_as_seen_when_it_was_played_or_fetched(
+    client: TestClient, manager: SessionManager, session: str, done: str, path: str, is_seen: bool
+) -> None:
+    client.get(done + path)
+    assert manager.jobs(session)[0].is_seen is is_seen
+
+
 def test_a_part_of_a_file_can_be_asked_for(client: TestClient, done: str) -> None:
     reply = client.get(f"{done}/files/preview.mp4", headers={"range": "bytes=10-19", "authorization": "Bearer x"})
     assert (reply.status_code, reply.content) == (206, bytes(range(10, 20)))
