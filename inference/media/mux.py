@@ -18,8 +18,9 @@ import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from inference.durable import part_path, publish
 from inference.errors import MediaError
-from inference.media.boundary import open_input, part_path, publish, reading, writing
+from inference.media.boundary import open_input, reading, writing
 from inference.media.info import Kind, MediaInfo
 from inference.media.target import VIDEO_FORMATS, check_target
 from inference.media.tracks import EncodedAudioTrack, Span, Track, add_audio, add_subtitles
