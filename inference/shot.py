@@ -158,7 +158,7 @@ class ShotStream:
         state.first_latent = max(state.first_latent, needed)
         state.planned = window.stop
         before = latents_to_frames(window.join + window.shared)
-        self._tracker.advance(Work.DENOISE, latents_to_frames(window.stop) - before)
+        self._tracker.advance(Work.DENOISE, min(latents_to_frames(window.stop), state.taken) - before)
 
     def _add_settled(self, latent: Tensor) -> None:
         self.state.settled += _owned(latent, self._plan.budget.decode_latents)
