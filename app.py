@@ -9,13 +9,12 @@ page is up within seconds and a crash there is a message here.
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: no version check, no telemetry
 
@@ -23,10 +22,8 @@ from fastapi import FastAPI
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
 from inference.media_proxy import check_media, make_preview
-from inference.progress import Cancellation, Report
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.worker import Worker
-from seedvr_ui.attempt import Restore
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.storage import Storage
 
@@ -55,28 +52,9 @@ def create_app(
     storage = Storage(data)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
     worker = Worker()
-    services = Services(check=check_media, restore=_restore_with(worker), make_preview=make_preview)
+    services = Services(check=check_media, restore=worker.restore, make_preview=make_preview)
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     return assemble(manager, engine or EngineSettings(), root_path=root_path, on_stop=worker.kill)
-
-
-def _restore_with(worker: Worker) -> Restore:
-    """The worker's `restore` as the queue calls it. A worker that keeps no finished units starts each attempt anew."""
-    if "work" in inspect.signature(worker.restore).parameters:
-        return cast(Restore, worker.restore)
-
-    def restore(
-        source: Path,
-        target: Path,
-        settings: Mapping[str, Any],
-        report: Report,
-        cancellation: Cancellation,
-        *,
-        work: Path,
-    ) -> Mapping[str, Any]:
-        return worker.restore(source, target, settings, report, cancellation)
-
-    return restore
 
 
 def assemble(

@@ -8,6 +8,7 @@ agreeing with it would bring back what the network has just removed.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,32 +58,33 @@ def back_projection(content: Tensor, source: Tensor, strength: float, iterations
     return projected
 
 
+@dataclass(slots=True)
 class SourceTrust:
     """The strength of back-projection for the frames of one shot, in their order.
 
-    The noise is measured once (`observe`); how much the network sharpened is averaged over all frames so far, so that
-    the strength settles within a few frames and does not depend on how the shot is sliced.
+    The noise is measured once (`of`); how much the network sharpened is averaged over all frames so far, so that the
+    strength settles within a few frames and does not depend on how the shot is sliced. limit: the strength for a source
+    that is not blurred. detail_back, detail: sums over the frames so far, see `_detail_taken_back`.
     """
 
-    def __init__(self, fidelity: float) -> None:
-        self._fidelity = fidelity
-        self._clean_strength = fidelity
-        self._shared = self._energy = 0.0
+    limit: float = 0.0
+    detail_back: float = 0.0
+    detail: float = 0.0
 
-    def observe(self, frames: Tensor | np.ndarray[Any, Any]) -> None:
-        """Measures the noise of the first frames `(T, h, w, 3) uint8` of the shot."""
-        if self._fidelity > 0:
-            self._clean_strength = strength_for(estimate_noise(frames), self._fidelity)
+    @classmethod
+    def of(cls, frames: Tensor | np.ndarray[Any, Any], fidelity: float) -> SourceTrust:
+        """At the start of a shot, from the noise of its first frames `(T, h, w, 3) uint8`."""
+        return cls(strength_for(estimate_noise(frames), fidelity) if fidelity > 0 else 0.0)
 
     def strength(self, content: Tensor, source: Tensor) -> float:
         """For the next frame: restored `content (1, 3, H, W)` beside its `source (1, 3, h, w)`, both in [-1, 1]."""
-        if self._clean_strength <= 0:
+        if self.limit <= 0:
             return 0.0
-        shared, energy = _detail_taken_back(content, source)
-        self._shared += shared
-        self._energy += energy
-        slope = self._shared / self._energy if self._energy > 0 else 0.0
-        return self._clean_strength * min(1.0, max(LEAST_TRUST, 1.0 + slope / BLURRED_SLOPE))
+        back, detail = _detail_taken_back(content, source)
+        self.detail_back += back
+        self.detail += detail
+        slope = self.detail_back / self.detail if self.detail > 0 else 0.0
+        return self.limit * min(1.0, max(LEAST_TRUST, 1.0 + slope / BLURRED_SLOPE))
 
 
 def _detail_taken_back(content: Tensor, source: Tensor) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from inference.catalogue import ModelEntry, Part, find_model
 from inference.download import model_files
+from inference.durable import sha256_of_ends
 from inference.errors import CheckpointError
 from inference.state_file import open_state, open_tensor
 from inference.verify import ReportBytes
@@ -44,6 +45,7 @@ class Models:
     """Everything that one job needs of a model, on one device.
 
     text: the text embedding, `(L, text_width)`. latent_scale: VAE latents times this enter the transformer.
+    fingerprint: tells these weights from others of the same name.
     """
 
     dit: DiT
@@ -51,6 +53,12 @@ class Models:
     text: Tensor
     latent_scale: float
     entry: ModelEntry
+    fingerprint: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.vae.parameters()).device
 
 
 def load_models(
@@ -85,7 +93,11 @@ def load_entry(
     vae = load_vae(paths[Part.VAE], vae_config, device, dtype)
     dit = load_dit(paths[Part.DIT], dit_config, device, dtype)
     vae.prepare_for_inference()
-    return Models(dit, vae, text, entry.latent_scale, entry)
+    return Models(dit, vae, text, entry.latent_scale, entry, _fingerprint(paths))
+
+
+def _fingerprint(paths: Mapping[Part, Path]) -> str:
+    return " ".join(f"{part}:{sha256_of_ends(path)}" for part, path in sorted(paths.items()))
 
 
 def load_dit(

@@ -6,7 +6,6 @@ are mixed linearly in latent space, before the one decode stream, so that no pix
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +38,15 @@ def latents_to_frames(num_latents: int) -> int:
 class WindowPlanner:
     """Plans windows of at most `size` latents while the shot's length is not known yet.
 
-    `overlap` is cut to half a window, so that a latent is in at most two windows that count for it.
+    `overlap` is cut to half a window, so that a latent is in at most two windows that count for it. `done` latents have
+    been planned before: a planner is as good as an earlier one that has come as far.
     """
 
-    def __init__(self, size: int, overlap: int) -> None:
+    def __init__(self, size: int, overlap: int, done: int = 0) -> None:
         assert size >= 1
         assert overlap >= 0
         self._size, self._overlap = size, min(overlap, size // 2)
-        self._done = 0
+        self._done = done
 
     def next_full(self, available: int) -> Window | None:
         """The next whole window if the first `available` latents of the shot hold it, else None."""
@@ -96,21 +96,22 @@ def blend(earlier: Tensor, later: Tensor) -> Tensor:
     return torch.lerp(earlier.float(), later.float(), weights.view(1, 1, -1, 1, 1)).to(later.dtype)
 
 
-def join_windows(windows: Iterable[tuple[Window, Tensor]], overlap: int) -> Iterator[Tensor]:
-    """Restored windows (1, C, t, h, w) in order -> pieces of one latent stream, each latent exactly once.
+def join_window(
+    held: Tensor | None, window: Window, latent: Tensor, overlap: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Join a restored window (1, C, t, h, w) to what the one before it left; returns (settled, held).
 
-    The last `overlap` latents of each window are held back until the next window has come, or none has.
+    `settled` are the next latents of the one stream, each latent exactly once; `held`, the last `overlap` latents, wait
+    for the next window to be mixed with, and are settled as they are when there is none. Both are None when empty.
     """
-    held: Tensor | None = None
-    for window, latent in windows:
-        latent = latent[:, :, window.join - window.start :]
-        if held is not None:
-            settled, earlier = held.split([held.shape[2] - window.shared, window.shared], dim=2)
-            later, new = latent.split([window.shared, latent.shape[2] - window.shared], dim=2)
-            latent = torch.cat([settled, blend(earlier, later), new], dim=2)
-        ready = max(0, latent.shape[2] - overlap)
-        if ready:
-            yield latent[:, :, :ready]
-        held = latent[:, :, ready:]
-    if held is not None and held.shape[2]:
-        yield held
+    latent = latent[:, :, window.join - window.start :]
+    if held is not None:
+        settled, earlier = held.split([held.shape[2] - window.shared, window.shared], dim=2)
+        later, new = latent.split([window.shared, latent.shape[2] - window.shared], dim=2)
+        latent = torch.cat([settled, blend(earlier, later), new], dim=2)
+    ready = max(0, latent.shape[2] - overlap)
+    return _unless_empty(latent[:, :, :ready]), _unless_empty(latent[:, :, ready:])
+
+
+def _unless_empty(latent: Tensor) -> Tensor | None:
+    return latent if latent.shape[2] else None

@@ -58,17 +58,21 @@ class Engine:
         restore: RestoreSettings | None = None,
         report: Report | None = None,
         cancellation: Cancellation | None = None,
+        work: Path | None = None,
     ) -> Summary:
         """Restore the video or image `source` into the new file `target`, whose suffix decides the format.
 
         `report` is called often, from this thread. Nothing is left under the name `target` unless the job finishes.
+        `work` is a folder for this job alone: a video that does not finish goes on from there the next time, even if
+        this process is killed; see `inference.pipeline.run`.
         Raises a RestoreError: SettingsError, MediaError, CheckpointError, DeviceMemoryError, CancelledError.
         """
         if not self._busy.acquire(blocking=False):
             raise RestoreError("The engine is busy with another job; wait until it has finished.")
         try:
             with _memory_errors(self.device):
-                return self._restore(Path(source), Path(target), restore or RestoreSettings(), report, cancellation)
+                restore = restore or RestoreSettings()
+                return self._restore(Path(source), Path(target), restore, report, cancellation, work)
         finally:
             self._busy.release()
 
@@ -104,6 +108,7 @@ class Engine:
         restore: RestoreSettings,
         report: Report | None,
         cancellation: Cancellation | None,
+        work: Path | None,
     ) -> Summary:
         meter = Meter(self.device)
         tracker = Tracker(meter, report, cancellation)
@@ -115,7 +120,7 @@ class Engine:
             with meter.measure("load"):
                 self.load(tracker.loaded)
             assert self._models is not None
-            result = run(job, self._models, tracker)
+            result = run(job, self._models, tracker, work)
         log.info("%s: %d frames in %.1f s", target.name, result.frames, meter.seconds()["total"])
         return Summary(
             source=str(source),

@@ -1,7 +1,8 @@
 """The job: from a source file to a finished target file. Order and files here, tensors in `inference.shot`.
 
-A video runs through probe, reader, shots, `restore_shot`, encoded segments in a work folder beside the target, and one
-final mux that copies the source's sound. Nothing has the target's name before it is finished and verified.
+A video runs through probe, reader, shots and `ShotStream`; the result comes in units, which are encoded segments in a
+work folder, and one final mux joins them and copies the source's sound. Nothing has the target's name before it is
+finished and verified. A work folder that the caller gives outlives this process: the next one goes on from its units.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from inference.alpha import refine_alpha
 from inference.checkpoint import Models
-from inference.chunking import frames_to_latents
-from inference.devices import plan_budget
+from inference.chunking import frames_to_latents, latents_to_frames
+from inference.devices import Budget, plan_budget
 from inference.errors import MediaError
 from inference.media.boundary import writing
 from inference.media.decode import Frame
@@ -32,18 +32,21 @@ from inference.media.images import read_image, write_image
 from inference.media.info import MediaInfo
 from inference.media.mux import mux
 from inference.media.probe import probe
-from inference.media.reader import FrameReader
 from inference.media.shots import ShotDetector
 from inference.media.target import check_target
-from inference.media.writer import SEGMENT_SUFFIX, EncodeParameters, SegmentWriter
+from inference.media.writer import EncodeParameters, SegmentWriter
 from inference.progress import Stage
+from inference.resume import Start, TakenFrames, go_on, identify_job, keep_unit
 from inference.settings import RestoreSettings
-from inference.shot import ShotPlan, restore_shot
+from inference.shot import ShotPlan, ShotStream, restore_shot
+from inference.shot_state import ShotState
 from inference.sizes import Size, padded_size, target_size
-from inference.tracker import Tracker
+from inference.tracker import Tracker, Work
 from inference.transforms import to_pictures
+from inference.units import UnitStore
 
-_SEGMENT_FRAMES = 240
+_UNIT_SECONDS = {"cpu": 2, "cuda": 10}
+_LEAST_UNIT_FRAMES = 24
 
 Pixels = NDArray[np.uint8]
 
@@ -79,11 +82,31 @@ def prepare(source: Path, target: Path, restore: RestoreSettings) -> Job:
     return Job(source=source, target=target, info=info, size=size, restore=restore)
 
 
-def run(job: Job, models: Models, tracker: Tracker) -> Result:
-    """Do the job. Raises MediaError and CancelledError; then there is no new file and no work folder."""
+def run(
+    job: Job, models: Models, tracker: Tracker, work: Path | None = None, frames_per_unit: int | None = None
+) -> Result:
+    """Do the job. Raises MediaError and CancelledError; then there is no new file.
+
+    `work` is a folder for this job alone that is there, or whose parent is. What a video has become so far stays in it
+    when the job does not finish, in whatever way, and the next `run` goes on from there, to the same bytes; a folder
+    that belongs to other settings, weights or another source is started anew. It is removed when the job has finished.
+    Without `work` nothing is left. `frames_per_unit`: see `unit_frames`.
+    """
     plan = plan_shots(job, models)
     tracker.enter(Stage.RESTORE, job.info.num_frames)
-    return restore_image(job, models, plan, tracker) if job.info.is_image else restore_video(job, models, plan, tracker)
+    if job.info.is_image:
+        return restore_image(job, models, plan, tracker)
+    count = frames_per_unit or unit_frames(job.info.fps, models.device.type)
+    return restore_video(job, models, plan, tracker, work, count)
+
+
+def unit_frames(fps: Fraction, device_type: str) -> int:
+    """The most frames of a unit, which is what a crash costs and what can be watched early.
+
+    A whole number of the encoder's groups of two seconds, so that no key frame is wasted: one on a CPU, where it takes
+    long enough; five on CUDA, where the device waits for the encoder after each unit.
+    """
+    return max(_LEAST_UNIT_FRAMES, round(_UNIT_SECONDS.get(device_type, 10) * fps))
 
 
 def plan_shots(job: Job, models: Models) -> ShotPlan:
@@ -120,74 +143,132 @@ def restore_image(job: Job, models: Models, plan: ShotPlan, tracker: Tracker) ->
     return Result(frames=1, shots=1, notes=job.info.warnings)
 
 
-def restore_video(job: Job, models: Models, plan: ShotPlan, tracker: Tracker) -> Result:
-    """A video: every frame of every shot once, encoded in segments, then joined with the source's sound."""
-    encode = job.restore.encode
-    parameters = EncodeParameters.for_source(job.info, job.size, encode.quality, encode.preset.value)
-    segments: list[Path] = []
-    frames = shots = 0
-    with _work_folder(job.target) as folder, FrameReader(job.source, job.info) as reader:
-        for shot in split_shots(reader, ShotDetector() if job.restore.detect_shots else None):
-            tracker.begin_shot(shots)
-            times: deque[Fraction] = deque()
-            restored = restore_shot(models, _pixels(shot, times), plan, tracker, first_frame=frames)
-            for part in _parts(restored, _SEGMENT_FRAMES):
-                segments.append(folder / f"{len(segments):06d}{SEGMENT_SUFFIX}")
-                with SegmentWriter(segments[-1], parameters) as writer:
-                    for picture in part:
-                        writer.write(picture, times.popleft())
-                frames += writer.num_frames
-            shots += 1
-        if not segments:
+def restore_video(
+    job: Job, models: Models, plan: ShotPlan, tracker: Tracker, work: Path | None, frames_per_unit: int
+) -> Result:
+    """A video: every frame of every shot once, encoded in units, then joined with the source's sound."""
+    with nullcontext(work) if work is not None else _work_folder(job.target) as folder:
+        identity = identify_job(job.source, job.restore, job.size, models, frames_per_unit)
+        store = UnitStore(folder, identity, {"budget": asdict(plan.budget)}, tracker.check)
+        plan = replace(plan, budget=Budget(**store.choices["budget"]))
+        start = go_on(job.source, job.info, store, models.device, job.restore.detect_shots, tracker.check)
+        with start.reader as reader:
+            _Video(job, models, plan, tracker, store, frames_per_unit, is_kept=work is not None).restore(start)
+        if not store.units:
             raise MediaError(f"'{job.source.name}' has no frames; choose another file.")
         tracker.enter(Stage.FINISH)
         with tracker.measure("write"):
             report = mux(
-                segments,
+                [unit.path for unit in store.units],
                 job.source,
-                folder / job.target.name,
+                job.target if work is not None else folder / job.target.name,
                 job.info,
                 keep_audio=job.restore.keep_audio,
-                num_frames=frames,
+                num_frames=store.num_frames,
                 check=tracker.check,
             )
-            _publish(folder, job.target, tracker)
-    return Result(frames=frames, shots=shots, notes=(*job.info.warnings, *reader.warnings, *report.notes))
+            if work is None:
+                _publish(folder, job.target, tracker)
+        result = Result(
+            frames=store.num_frames,
+            shots=store.units[-1].shot + 1,
+            notes=(*job.info.warnings, *reader.warnings, *report.notes),
+        )
+        if work is not None:
+            store.remove()
+        return result
 
 
-def split_shots(frames: Iterable[Frame], detector: ShotDetector | None) -> Iterator[Iterator[Frame]]:
+class _Video:
+    """The units of one video in the making. `is_kept`: a later process may go on from them."""
+
+    def __init__(
+        self,
+        job: Job,
+        models: Models,
+        plan: ShotPlan,
+        tracker: Tracker,
+        store: UnitStore,
+        frames_per_unit: int,
+        *,
+        is_kept: bool,
+    ) -> None:
+        self._models, self._plan, self._tracker, self._store = models, plan, tracker, store
+        self._frames_per_unit, self._is_kept = frames_per_unit, is_kept
+        encode = job.restore.encode
+        self._parameters = EncodeParameters.for_source(job.info, job.size, encode.quality, encode.preset.value)
+
+    def restore(self, start: Start) -> None:
+        """All units from `start` on: shot after shot, and unit after unit of each."""
+        self._count_earlier_work(start)
+        first_frame, state, taken = start.first_frame, start.state, start.taken
+        for shot, frames in enumerate(_shots_from(start), start.shot):
+            self._tracker.begin_shot(shot)
+            stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, taken.pixels())
+            slices = stream.slices(taken.follow(frames))
+            for pictures in slices:
+                num_frames = self._write_segment(chain([pictures], slices), taken)
+                keep_unit(self._store, shot, num_frames, stream.state, taken, start.detector, is_kept=self._is_kept)
+                self._tracker.finish_unit()
+            first_frame += stream.state.taken
+            state, taken = None, TakenFrames()
+
+    def _write_segment(self, slices: Iterable[Pixels], taken: TakenFrames) -> int:
+        """Encode the next unit and return its number of frames; slices that would make it too long are left."""
+        with SegmentWriter(self._store.next_segment, self._parameters) as writer:
+            for pictures in slices:
+                for picture in pictures:
+                    writer.write(picture, taken.pop())
+                if writer.num_frames + self._plan.slice_frames > self._frames_per_unit:
+                    break
+        return writer.num_frames
+
+    def _count_earlier_work(self, start: Start) -> None:
+        state = start.state or ShotState()
+        done = {
+            Work.ENCODE: start.first_frame + state.taken,
+            Work.DENOISE: start.first_frame + min(latents_to_frames(state.planned), state.taken),
+            Work.DECODE: self._store.num_frames,
+        }
+        self._tracker.go_on_from(done, len(self._store.units))
+
+
+def _shots_from(start: Start) -> Iterator[Iterator[Frame]]:
+    """The frames of each shot that are still to be taken; none for a shot whose frames were all taken before."""
+    if start.state is not None and start.state.has_ended:
+        yield iter(())
+        start = replace(start, state=None)
+    yield from split_shots(start.reader, start.detector, is_inside=start.state is not None)
+
+
+def split_shots(
+    frames: Iterable[Frame], detector: ShotDetector | None, *, is_inside: bool = False
+) -> Iterator[Iterator[Frame]]:
     """The shots of a video, each as an iterator that must be used up before the next one is asked for.
 
+    `is_inside`: the first frame may be one in the middle of a shot; then the first shot may turn out to have no frame.
     Nothing is held but the first frame of the next shot.
     """
     source = iter(frames)
-    following = list(islice(source, 1))
-    if detector is not None and following:
-        detector.push(following[0].pixels)
+    following: list[Frame] = []
 
     def shot() -> Iterator[Frame]:
-        yield following.pop()
+        yield from following
+        following.clear()
         for frame in source:
             if detector is not None and detector.push(frame.pixels):
                 following.append(frame)
                 return
             yield frame
 
+    if is_inside:
+        yield shot()
+    elif (first := next(source, None)) is not None:
+        if detector is not None:
+            detector.push(first.pixels)
+        following.append(first)
     while following:
         yield shot()
-
-
-def _pixels(frames: Iterator[Frame], times: deque[Fraction]) -> Iterator[Pixels]:
-    """The pictures of `frames`; their times are put into `times`."""
-    for frame in frames:
-        times.append(frame.pts)
-        yield frame.pixels
-
-
-def _parts(frames: Iterator[Pixels], size: int) -> Iterator[Iterator[Pixels]]:
-    """Iterators over at most `size` frames each, none of them empty; use one up before asking for the next."""
-    for first in frames:
-        yield chain([first], islice(frames, size - 1))
 
 
 def _enlarge_alpha(alpha: Pixels, restored: Pixels) -> Pixels:

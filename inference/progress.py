@@ -29,6 +29,7 @@ class Progress:
     """One snapshot of a job. `frames_total`, speed, time left and `num_shots` are None while they are unknown.
 
     `shot` counts from 0; `eta_s` is in seconds. While a model is loaded, `bytes_done` of `bytes_total` have come.
+    `units` counts the finished pieces of the result, which need not be done again if the job dies.
     """
 
     stage: Stage
@@ -40,6 +41,7 @@ class Progress:
     num_shots: int | None = None
     bytes_done: int = 0
     bytes_total: int | None = None
+    units: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The snapshot as JSON-able values."""
@@ -79,11 +81,14 @@ class Cancellation:
 
 
 class Speedometer:
-    """Frames per second over the last half minute, and the time left that follows from it."""
+    """Frames per second over the last half minute, and the time left that follows from it.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `frames_done` frames were there before the clock started.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, frames_done: int = 0) -> None:
         self._clock = clock
-        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._marks: deque[tuple[float, int]] = deque([(clock(), frames_done)])
 
     def update(self, frames_done: int, frames_total: int | None) -> tuple[float | None, float | None]:
         """`frames_done` frames are finished now; returns (frames per second, seconds left), None while unknown."""

@@ -2,9 +2,11 @@
 
     frames -> resize -> pad -> VAE encode (stream) -> DiT windows -> VAE decode (stream) -> crop -> colour fix -> frames
 
-Each step is a generator that pulls from the one before. What is held is one window of latents and the source frames
-of that window; the resized pictures that serve as colour reference are made again from those, which costs less than
-keeping them. Source frames are `(h, w, 3) uint8`, latents `(1, C, t, h, w)`, video `(1, 3, T, H, W)` in [-1, 1].
+A slice of restored frames pulls what it needs through these steps. What is held between two slices is one window of
+latents and the source frames of that window; the resized pictures that serve as colour reference are made again from
+those, which costs less than keeping them. All of it is in one value, `ShotState`, so a shot can stop after any slice
+and go on in another process. Source frames are `(h, w, 3) uint8`, latents `(1, C, t, h, w)`, video `(1, 3, T, H, W)`
+in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from torch import Tensor
 
 from inference.back_projection import SourceTrust, back_projection
 from inference.checkpoint import Models
-from inference.chunking import Window, WindowPlanner, join_windows, latents_to_frames
+from inference.chunking import Window, WindowPlanner, join_window, latents_to_frames
 from inference.color_fix import color_fix
 from inference.devices import Budget
 from inference.diffusion import denoise, unit_noise
 from inference.settings import ColorFix
+from inference.shot_state import ShotState
 from inference.sizes import Size
 from inference.tracker import Tracker, Work
 from inference.transforms import crop, pad_video, resize_to_target, to_frames, to_pictures
@@ -54,6 +57,11 @@ class ShotPlan:
     color_fix: ColorFix
     fidelity: float
 
+    @property
+    def slice_frames(self) -> int:
+        """The most frames that come out of a shot at once."""
+        return 4 * self.budget.decode_latents
+
 
 def restore_shot(
     models: Models, frames: Iterable[Frame], plan: ShotPlan, tracker: Tracker, first_frame: int = 0
@@ -63,83 +71,128 @@ def restore_shot(
     `first_frame` is the position of the shot in the clip; it decides the noise, so that a shot restores the same
     whatever was restored before it. Raises CancelledError between any two steps of a network.
     """
-    return _Shot(models, plan, tracker, first_frame).restore(iter(frames))
+    for restored in ShotStream(models, plan, tracker, first_frame).slices(frames):
+        yield from restored
 
 
-class _Shot:
-    """The steps of one shot and what they share: the source frames whose restored ones have not come out yet."""
+class ShotStream:
+    """One shot in slices.
 
-    def __init__(self, models: Models, plan: ShotPlan, tracker: Tracker, first_frame: int) -> None:
+    Between two slices, `state` and the `taken - given` source frames that are held are all that the rest depends on:
+    a stream made with both goes on exactly where this one stands.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        plan: ShotPlan,
+        tracker: Tracker,
+        first_frame: int = 0,
+        state: ShotState | None = None,
+        held: Iterable[Frame] = (),
+    ) -> None:
+        self.state = state or ShotState()
         self._models, self._plan, self._tracker, self._first_frame = models, plan, tracker, first_frame
         parameter = next(models.vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._held: deque[Frame] = deque()
-        self._trust = SourceTrust(plan.fidelity)
+        self._held: deque[Frame] = deque(held)
+        assert len(self._held) == self.state.taken - self.state.given
+        self._planner = WindowPlanner(plan.budget.window_latents, plan.overlap, self.state.planned)
 
-    def restore(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """The steps in order."""
-        planner = WindowPlanner(self._plan.budget.window_latents, self._plan.overlap)
-        latents = self._encode(frames)
-        windows = self._denoise(latents, planner)
-        for pictures in self._decode(join_windows(windows, planner.overlap)):
-            count = min(len(pictures), len(self._held))  # what was padded at the end of the shot falls away here
-            sources = [self._held.popleft() for _ in range(count)]
+    def slices(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
+        """Restored frames `(T, H, W, 3)`, slice by slice; `frames` are those of the shot that were not taken yet."""
+        source = iter(frames)
+        while self._settle(source):
+            yield self._restore_slice(self.state.settled.pop(0))
+
+    def _settle(self, source: Iterator[Frame]) -> bool:
+        """Work on until restored latents are there to be decoded; False when the shot is over."""
+        state = self.state
+        while not state.settled:
+            window = self._planner.next_full(state.num_latents)
+            if window is None and not state.has_ended:
+                self._encode_next(source)
+                continue
+            if window is None:
+                window = self._planner.last(state.num_latents)
+            if window is not None:
+                self._denoise(window)
+            elif state.held is not None:
+                self._add_settled(state.held)
+                state.held = None
+            else:
+                return False
+        return True
+
+    def _encode_next(self, source: Iterator[Frame]) -> None:
+        """One slice of latents more; the last frame is repeated to fill the last slice (spec pipeline A3)."""
+        state, size = self.state, self._plan.budget.encode_frames
+        is_first = state.encoder is None
+        part = list(islice(source, size + 1 if is_first else size))
+        state.has_ended = len(part) < (size + 1 if is_first else size)
+        if not part:
+            state.encoder = None
+            return
+        self._held.extend(part)
+        with self._tracker.measure("encode"):
+            if is_first:
+                state.trust = SourceTrust.of(np.stack(part[:_NOISE_FRAMES]), self._plan.fidelity)
+            missing = -(len(part) - 1 if is_first else len(part)) % 4
+            latent, encoder = self._encode_slice([*part, *[part[-1]] * missing])
+        state.encoder = None if state.has_ended else encoder
+        state.taken += len(part)
+        state.latents += _owned(latent, 1)
+        self._tracker.advance(Work.ENCODE, len(part))
+
+    def _denoise(self, window: Window) -> None:
+        """Restore one window, join it to the one before, and drop the latents that no later window needs."""
+        state = self.state
+        restored = self._denoise_window(window)
+        settled, held = join_window(state.held, window, restored, self._planner.overlap)
+        if settled is not None:
+            self._add_settled(settled)
+        state.held = None if held is None else held.clone()
+        needed = self._planner.first_needed
+        del state.latents[: max(0, needed - state.first_latent)]
+        state.first_latent = max(state.first_latent, needed)
+        state.planned = window.stop
+        before = latents_to_frames(window.join + window.shared)
+        self._tracker.advance(Work.DENOISE, min(latents_to_frames(window.stop), state.taken) - before)
+
+    def _add_settled(self, latent: Tensor) -> None:
+        self.state.settled += _owned(latent, self._plan.budget.decode_latents)
+
+    def _restore_slice(self, latent: Tensor) -> NDArray[np.uint8]:
+        state = self.state
+        self._tracker.check()
+        with self._tracker.measure("decode"):
+            pictures, state.decoder = self._decode_slice(latent)
+        count = min(len(pictures), len(self._held))  # what was padded at the end of the shot falls away here
+        sources = [self._held.popleft() for _ in range(count)]
+        step = count if self._device.type == "cuda" else 1  # frames that take long by themselves are done one by one
+        restored = []
+        for start in range(0, count, step):
+            self._tracker.check()
             with self._tracker.measure("finish"):
-                restored = self._finish_slice(pictures[:count], sources)
-            yield from restored.numpy()
-            self._tracker.advance(Work.DECODE, count)
-
-    def _encode(self, frames: Iterator[Frame]) -> Iterator[Tensor]:
-        """Scaled latents, slice by slice; the last frame is repeated to fill the last slice (spec pipeline A3)."""
-        state: VAEState | None = None
-        size = self._plan.budget.encode_frames
-        while part := list(islice(frames, size if state is not None else size + 1)):
-            self._held.extend(part)
-            with self._tracker.measure("encode"):
-                if state is None:
-                    self._trust.observe(np.stack(part[:_NOISE_FRAMES]))
-                missing = -(len(part) if state is not None else len(part) - 1) % 4
-                latent, state = self._encode_slice([*part, *[part[-1]] * missing], state)
-            yield latent
-            self._tracker.advance(Work.ENCODE, len(part))
-
-    def _denoise(self, pieces: Iterator[Tensor], planner: WindowPlanner) -> Iterator[tuple[Window, Tensor]]:
-        """Restored windows; each starts as soon as its last latent is there."""
-        kept: deque[Tensor] = deque()  # latents, one by one
-        start = 0  # the number of the first one
-        for piece in pieces:
-            kept.extend(piece.split(1, dim=2))
-            while (window := planner.next_full(start + len(kept))) is not None:
-                yield window, self._denoise_window(window, list(islice(kept, window.start - start, None)))
-                while start < planner.first_needed:
-                    kept.popleft()
-                    start += 1
-        if (window := planner.last(start + len(kept))) is not None:
-            yield window, self._denoise_window(window, list(islice(kept, window.start - start, None)))
-
-    def _decode(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Pictures `(T, 3, H, W)` at the padded size, in slices of the one decode stream."""
-        state: VAEState | None = None
-        for piece in pieces:
-            for latent in piece.split(self._plan.budget.decode_latents, dim=2):
-                self._tracker.check()
-                with self._tracker.measure("decode"):
-                    pictures, state = self._decode_slice(latent, state)
-                yield pictures
+                part = slice(start, min(start + step, count))
+                restored.append(self._finish_slice(pictures[part], sources[part]).numpy())
+        state.given += count
+        self._tracker.advance(Work.DECODE, count)
+        return np.concatenate(restored)
 
     # The steps that compute. Inference mode is entered in these and never across a yield, where it would leak.
 
     @torch.inference_mode()
-    def _encode_slice(self, frames: list[Frame], state: VAEState | None) -> tuple[Tensor, VAEState]:
+    def _encode_slice(self, frames: list[Frame]) -> tuple[Tensor, VAEState]:
         pictures = resize_to_target(self._upload(frames), self._plan.target, self._device)
         video = pad_video(pictures, self._plan.padded).to(self._dtype)
-        posterior, state = self._models.vae.encode(video, state)
+        posterior, state = self._models.vae.encode(video, self.state.encoder, self._tracker.check)
         return posterior.mean * self._models.latent_scale, state
 
     @torch.inference_mode()
-    def _denoise_window(self, window: Window, latents: list[Tensor]) -> Tensor:
-        latents = latents[: window.stop - window.start]
-        before = latents_to_frames(window.join + window.shared)
+    def _denoise_window(self, window: Window) -> Tensor:
+        first = window.start - self.state.first_latent
+        latents = self.state.latents[first : first + window.stop - window.start]
         with self._tracker.measure("denoise"):
             latent = rearrange(torch.cat(latents, dim=2), "1 C t h w -> t h w C")
             frames, height, width, channels = latent.shape
@@ -147,12 +200,12 @@ class _Shot:
             noise = unit_noise(self._plan.seed, self._first_frame + window.start, size).to(self._device)
             noise *= self._models.entry.noise_scale
             restored = denoise(self._models.dit, noise, latent, self._models.text, on_block=self._tracker.check)
-        self._tracker.advance(Work.DENOISE, latents_to_frames(window.stop) - before)
         return rearrange(restored, "t h w C -> 1 C t h w")
 
     @torch.inference_mode()
-    def _decode_slice(self, latent: Tensor, state: VAEState | None) -> tuple[Tensor, VAEState]:
-        video, state = self._models.vae.decode((latent / self._models.latent_scale).to(self._dtype), state)
+    def _decode_slice(self, latent: Tensor) -> tuple[Tensor, VAEState]:
+        scaled = (latent / self._models.latent_scale).to(self._dtype)
+        video, state = self._models.vae.decode(scaled, self.state.decoder, self._tracker.check)
         return rearrange(video, "1 C T H W -> T C H W"), state
 
     @torch.inference_mode()
@@ -168,7 +221,7 @@ class _Shot:
 
     def _project(self, content: Tensor, source: Tensor) -> Tensor:
         frames = zip(content.split(1), source.split(1), strict=True)
-        return torch.cat([back_projection(c, s, self._trust.strength(c, s)) for c, s in frames])
+        return torch.cat([back_projection(c, s, self.state.trust.strength(c, s)) for c, s in frames])
 
     def _upload(self, frames: list[Frame]) -> Tensor:
         """Frames `(T, h, w, 3) uint8` on the device; through page-locked memory where that is faster."""
@@ -176,3 +229,8 @@ class _Shot:
         if self._device.type != "cuda":
             return stacked
         return stacked.pin_memory().to(self._device, non_blocking=True)
+
+
+def _owned(latent: Tensor, size: int) -> list[Tensor]:
+    """Pieces of `size` latents, each with its own memory: what is kept of them keeps nothing else alive."""
+    return [piece.clone() for piece in latent.split(size, dim=2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
 
@@ -32,7 +33,7 @@ class Tracker:
         self._speed: Speedometer | None = None
         self._work: dict[Work, int] = defaultdict(int)
         self._total: int | None = None
-        self._stage, self._shot = Stage.PREPARE, 0
+        self._stage, self._shot, self._units = Stage.PREPARE, 0, 0
 
     def check(self) -> None:
         """Raise CancelledError if the job was asked to stop."""
@@ -57,6 +58,18 @@ class Tracker:
         if self._report is not None:
             self._report(Progress(self._stage, 0, self._total, bytes_done=done, bytes_total=total))
 
+    def go_on_from(self, frames: Mapping[Work, int], units: int) -> None:
+        """An earlier run of the job has done that much work; the speed counts from here."""
+        self._work.update(frames)
+        self._units = units
+        self._speed = Speedometer(frames_done=self._done())
+        self._tell()
+
+    def finish_unit(self) -> None:
+        """One more piece of the result is finished."""
+        self._units += 1
+        self._tell()
+
     def begin_shot(self, shot: int) -> None:
         """Work goes on with shot number `shot`, counted from 0."""
         self._shot = shot
@@ -68,8 +81,11 @@ class Tracker:
         self._tell()
 
     def _tell(self) -> None:
-        done = int(sum(share * self._work[work] for work, share in _SHARES.items()) + 1e-6)
+        done = self._done()
         total = self._total if self._total is None else max(self._total, done)
         speed, left = self._speed.update(done, total) if self._speed else (None, None)
         if self._report is not None:
-            self._report(Progress(self._stage, done, total, speed, left, self._shot))
+            self._report(Progress(self._stage, done, total, speed, left, self._shot, units=self._units))
+
+    def _done(self) -> int:
+        return int(sum(share * self._work[work] for work, share in _SHARES.items()) + 1e-6)

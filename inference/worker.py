@@ -3,11 +3,12 @@
 `Worker` is the client. It starts `python -m inference.worker` (see `inference.worker_process`) and exchanges JSON
 lines with it:
 
-    to the worker    {"type": "restore", "job", "source", "target", "settings"}   {"type": "cancel", "job"}
+    to the worker    {"type": "restore", "job", "source", "target", "settings", "work"}   {"type": "cancel", "job"}
     from the worker  {"type": "ready"}   {"type": "progress", "job", "progress"}   {"type": "done", "job", "summary"}
-                     {"type": "failed", "job", "error"}
+                     {"type": "failed", "job", "error", "is_ending": whether the process takes no more jobs}
 
-Closing the pipe asks the worker to end, so it also ends when this process dies in whatever way.
+Closing the pipe asks the worker to end, so it also ends when this process dies in whatever way. So does SIGTERM. With
+a work folder ("work" is its path, else null) the next worker goes on where one ended.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from inference.durable import part_path
 from inference.errors import CancelledError, RestoreError, WorkerDiedError, from_message
 from inference.progress import Cancellation, Progress, Report
 from inference.settings import load_settings, to_dict
@@ -67,17 +69,19 @@ class Worker:
         settings: Mapping[str, Any],
         report: Report | None = None,
         cancellation: Cancellation | None = None,
+        work: Path | None = None,
     ) -> dict[str, Any]:
         """Restore `source` into `target` and return the summary as JSON-able values.
 
         `settings` is a tree as `to_dict` makes it, or a part of one. Raises what `Engine.restore` raises, and
-        WorkerDiedError if the worker dies. A job that does not stop soon after a cancellation is killed.
+        WorkerDiedError if the worker dies. A job that does not stop soon after a cancellation is killed. `work` is a
+        folder for this job alone, from which the next `restore` of the same job goes on; only success removes it.
         """
         whole = to_dict(load_settings(settings))
         if not self._busy.acquire(blocking=False):
             raise RestoreError("The worker is busy with another job; wait until it has finished.")
         try:
-            return self._run(Path(source), Path(target), whole, report, cancellation or Cancellation())
+            return self._run(Path(source), Path(target), whole, report, cancellation or Cancellation(), work)
         finally:
             self._busy.release()
 
@@ -106,12 +110,22 @@ class Worker:
         self.close()
 
     def _run(
-        self, source: Path, target: Path, settings: dict[str, Any], report: Report | None, cancellation: Cancellation
+        self,
+        source: Path,
+        target: Path,
+        settings: dict[str, Any],
+        report: Report | None,
+        cancellation: Cancellation,
+        work: Path | None,
     ) -> dict[str, Any]:
         cancellation.check()
         process = self._start()
         job = next(self._jobs)
-        paths = {"source": str(source.absolute()), "target": str(target.absolute())}
+        paths = {
+            "source": str(source.absolute()),
+            "target": str(target.absolute()),
+            "work": None if work is None else str(Path(work).absolute()),
+        }
         cancel_deadline: float | None = None
         answered = False
         try:
@@ -126,7 +140,7 @@ class Worker:
                 message = self._receive(process)
                 if message is None or message.get("job") != job:
                     continue
-                answered = message["type"] in ("done", "failed")
+                answered = message["type"] == "done" or (message["type"] == "failed" and not message["is_ending"])
                 if message["type"] == "done":
                     return dict(message["summary"])
                 if message["type"] == "failed":
@@ -134,8 +148,8 @@ class Worker:
                 if report is not None and cancel_deadline is None:
                     report(Progress.from_dict(message["progress"]))
         finally:
-            if not answered:  # it died, ignored a cancellation, or nobody listens any more: never leave it at work
-                self._discard(process, target)
+            if not answered:  # it dies, ignored a cancellation, or nobody listens any more: never leave it at work
+                self._discard(process, target, is_resumable=work is not None)
 
     def _start(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
@@ -181,13 +195,16 @@ class Worker:
                 return None
         raise _death(process)
 
-    def _discard(self, process: subprocess.Popen[str], target: Path) -> None:
-        """Kill the process and remove what it could not remove itself: its work folder beside the target."""
+    def _discard(self, process: subprocess.Popen[str], target: Path, *, is_resumable: bool) -> None:
+        """Kill the process and remove what it could not remove itself beside the target: its own work folder, or the
+        unfinished file of a job with a work folder elsewhere."""
         _kill(process)
         if self._process is process:
             self._process = None
         for folder in target.absolute().parent.glob(f".*.seedvr-{process.pid}-*"):
             shutil.rmtree(folder, ignore_errors=True)
+        if is_resumable:
+            part_path(target.absolute()).unlink(missing_ok=True)
 
 
 def _read(lines: IO[str], messages: queue.Queue[dict[str, Any]]) -> None:

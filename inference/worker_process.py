@@ -1,7 +1,7 @@
 """The worker's own side: runs jobs that arrive as JSON lines on stdin and answers on stdout. See `inference.worker`.
 
 Standard output belongs to the protocol alone; whatever a library prints there goes to standard error instead. The
-process ends when its stdin closes or its parent is gone, at the latest a few seconds after that.
+process ends when its stdin closes, its parent is gone or SIGTERM comes, at the latest a few seconds after that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from inference.errors import CancelledError, DiskFullError, RestoreError, to_message
+from inference.errors import CancelledError, DiskFullError, RestoreError, WorkerDiedError, to_message
 from inference.progress import Cancellation, Progress, Stage
 from inference.settings import EngineSettings, Settings, load_settings
 
@@ -57,6 +57,7 @@ class JobLoop:
         self._lock = threading.Lock()
         self._jobs: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
         self._cancellations: dict[int, Cancellation] = {}
+        self._is_ending = False
         self._engine: Engine | None = None
         self._engine_settings: EngineSettings | None = None
 
@@ -72,7 +73,8 @@ class JobLoop:
         self.stop()
 
     def stop(self) -> None:
-        """End after the running job, which is cancelled; by force if that takes too long."""
+        """End after the running job, which stops at its next step; by force if that takes too long."""
+        self._is_ending = True
         for cancellation in list(self._cancellations.values()):
             cancellation.cancel()
         self._jobs.put(None)
@@ -94,12 +96,14 @@ class JobLoop:
                 summary = self._restore(message, self._cancellations[job])
                 self._send({"type": "done", "job": job, "summary": summary})
             except RestoreError as error:
-                self._send({"type": "failed", "job": job, "error": to_message(error)})
+                if isinstance(error, CancelledError) and self._is_ending:  # not what the user wanted
+                    error = WorkerDiedError("The worker process was told to end during the job; start the job again.")
+                self._fail(job, error)
                 if not isinstance(error, CancelledError):
                     log.warning("job %d failed: %s", job, error)
             except Exception as error:  # noqa: BLE001  a bug: the log gets the traceback, the user a sentence
                 log.exception("internal error in job %d", job)
-                self._send({"type": "failed", "job": job, "error": to_message(_internal_error(job, error))})
+                self._fail(job, _internal_error(job, error))
             finally:
                 del self._cancellations[job]
         if self._engine is not None:
@@ -114,7 +118,11 @@ class JobLoop:
 
         engine = self._load_engine(settings)
         source, target = Path(message["source"]), Path(message["target"])
-        return engine.restore(source, target, settings.restore, Throttle(send), cancellation).to_dict()
+        work = None if message.get("work") is None else Path(message["work"])
+        return engine.restore(source, target, settings.restore, Throttle(send), cancellation, work).to_dict()
+
+    def _fail(self, job: int, error: RestoreError) -> None:
+        self._send({"type": "failed", "job": job, "error": to_message(error), "is_ending": self._is_ending})
 
     def _load_engine(self, settings: Settings) -> Engine:
         from inference.engine import Engine
@@ -147,6 +155,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop = JobLoop(output)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=loop.stop, daemon=True).start())
     threading.Thread(target=loop.listen, args=(sys.stdin,), daemon=True).start()
     threading.Thread(target=loop.watch_parent, args=(os.getppid(),), daemon=True).start()
     loop.run()

@@ -7,6 +7,7 @@ Shapes: B batch, C channels, T frames, H W pixels; tensors are ``(B, C, T, H, W)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,17 +36,24 @@ class ConvStream:
     """One pass over one slice: hands each convolution its history and collects the new one.
 
     Histories are matched by position, which is safe because a pass always runs the same convolutions in the same order.
+    ``on_step`` is called before each convolution and may raise to give the pass up.
     """
 
-    def __init__(self, state: VAEState | None) -> None:
+    def __init__(self, state: VAEState | None, on_step: Callable[[], None] | None = None) -> None:
         self._old = None if state is None else state.histories
         self._new: list[Tensor] = []
+        self._on_step = on_step
         self._num_frames = 0 if state is None else state.num_frames
 
     @property
     def starts_clip(self) -> bool:
         """True when no frame came before this slice."""
         return self._old is None
+
+    def step(self) -> None:
+        """A convolution comes next."""
+        if self._on_step is not None:
+            self._on_step()
 
     def take(self, x: Tensor) -> Tensor | None:
         """The next convolution's history, (B, C, kept, H, W), or None at the clip start.
@@ -105,6 +113,7 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor, stream: ConvStream) -> Tensor:  # type: ignore[override] # a stream comes with the video
         """(B, C, T, H, W) -> (B, C', T', H', W')."""
+        stream.step()
         if self.kernel_size[0] > 1:
             x = self._extend(x, stream)
         return F.conv3d(x, self.weight, self.bias, self.stride, self.padding)

@@ -118,6 +118,7 @@ class Down:
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
         if self.pads:
             x = [F.pad(frame, (0, 1, 0, 1)) for frame in x]
+        stream.step()
         if self.num_taps == 1:
             return [conv2d(frame, self.still, self.bias, 0, 2) for frame in x]
         history = stream.take(1, x[0])
@@ -129,6 +130,7 @@ class Down:
         seen = history + x
         (first, kernel), *others = self.taps
         for i in range(0, len(x), 2):
+            stream.step()
             frame = conv2d(seen[i + first], kernel, self.bias, 0, 2)
             for tap, kernel_of_tap in others:
                 conv2d_accumulate(frame, seen[i + tap], kernel_of_tap, 0, 2)
@@ -146,6 +148,7 @@ class PassingUp:
     def __call__(self, x: Frames, stream: FrameStream) -> Frames:
         out: Frames = []
         for frame in x:
+            stream.step()
             grid = conv2d(frame, self.weight, self.bias, 0)
             phases = grid.permute(0, 2, 3, 1).unflatten(-1, (2, 2, self.num_phases, -1))  # (B, H, W, 2, 2, z, C)
             for phase in range(self.num_phases):
@@ -198,12 +201,13 @@ class TemporalUp:
             out += self._unfold(conv2d(x[0], self.first_taps[0], self.first.bias, 1), self.first, 1)
             history, x = x[:1], x[1:]
             start = 1
-        return out + self._later(history + x, second=start == 1)
+        return out + self._later(history + x, stream, second=start == 1)
 
-    def _later(self, seen: Frames, second: bool) -> Frames:
+    def _later(self, seen: Frames, stream: FrameStream, second: bool) -> Frames:
         out: Frames = []
         i = 1
         while i < len(seen):
+            stream.step()
             if i == 1 and second:
                 out += self._direct(seen[0], seen[1], self.second, self.second_taps)
             elif i + 1 < len(seen):

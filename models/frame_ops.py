@@ -6,7 +6,7 @@ history as they are. ``cpu.py`` builds the video VAE from these operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +75,21 @@ def conv2d_accumulate(total: Tensor, x: Tensor, weight: Tensor, padding: int, st
 
 
 class FrameStream:
-    """One pass over one slice: hands out histories, lists of frames, and collects the new ones."""
+    """One pass over one slice: hands out histories, lists of frames, and collects the new ones.
 
-    def __init__(self, state: VAEState | None) -> None:
+    ``on_step`` is called before each convolution of a frame or two to four frames and may raise to give the pass up.
+    """
+
+    def __init__(self, state: VAEState | None, on_step: Callable[[], None] | None = None) -> None:
         self._old = None if state is None else state.histories
         self._new: list[Tensor] = []
+        self._on_step = on_step
         self.num_frames = 0 if state is None else state.num_frames
+
+    def step(self) -> None:
+        """A convolution comes next."""
+        if self._on_step is not None:
+            self._on_step()
 
     def take(self, count: int, like: Tensor) -> Frames | None:
         """The next ``count`` history frames, oldest first, each of the shape of ``like``; None at the clip start."""
@@ -141,8 +150,11 @@ class TimeConv:
         """Convolves the slice and adds ``residual`` frame by frame."""
         if self.newest is not None:  # no past: no history either
             adds = [None] * len(frames) if residual is None else residual
-            pairs = zip(frames, adds, strict=True)
-            return [conv2d(frame, self.newest, self.bias, self.padding, add=add) for frame, add in pairs]
+            now: Frames = []
+            for frame, add in zip(frames, adds, strict=True):
+                stream.step()
+                now.append(conv2d(frame, self.newest, self.bias, self.padding, add=add))
+            return now
         history = stream.take(2, frames[0])
         out: Frames = []
         if history is None:
@@ -152,6 +164,7 @@ class TimeConv:
         seen = history + frames  # the frame that output i is aligned with is seen[i + 2]
         stream.put(seen[-2:])
         while len(out) < len(frames):
+            stream.step()
             left = len(frames) - len(out)
             size = 1 if not self.uses_winograd or left == 1 else 4 if left >= 4 else 2
             run = {1: self._one, 2: self._two, 4: self._four}[size]

@@ -7,7 +7,7 @@ as the whole clip. Legend: B batch, T H W pixels, t h w latent grid, C channels,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -257,12 +257,15 @@ class VideoVAE(nn.Module):
         self._fast_encoder: FastEncoder | None = None
         self._fast_decoder: FastDecoder | None = None
 
-    def encode(self, video: Tensor, state: VAEState | None = None) -> tuple[Posterior, VAEState]:
+    def encode(
+        self, video: Tensor, state: VAEState | None = None, on_step: Callable[[], None] | None = None
+    ) -> tuple[Posterior, VAEState]:
         """Encodes the next slice of a clip.
 
         Args:
             video: (B, 3, T, H, W) in [-1, 1]; T is 1, 5, 9, ... at the clip start, then 4, 8, 12, ...
             state: what the previous slice returned; None starts a clip.
+            on_step: called before each convolution; it may raise, and ``state`` is then still as it was.
 
         Returns:
             The posterior of (B, C, t, h, w), t = (T + 3) // 4, and the state for the next slice.
@@ -279,17 +282,20 @@ class VideoVAE(nn.Module):
             raise ValueError(f"A later slice of a clip must have 4, 8, 12, ... frames to be encoded, not {num_frames}.")
         if self._fast_encoder is not None:
             with torch.no_grad():
-                frames = FrameStream(state)
+                frames = FrameStream(state, on_step)
                 return Posterior.from_moments(self._fast_encoder(video, frames)), frames.finish(num_frames)
-        stream = ConvStream(state)
+        stream = ConvStream(state, on_step)
         return Posterior.from_moments(self.encoder(video, stream)), stream.finish(num_frames)
 
-    def decode(self, latent: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
+    def decode(
+        self, latent: Tensor, state: VAEState | None = None, on_step: Callable[[], None] | None = None
+    ) -> tuple[Tensor, VAEState]:
         """Decodes the next slice of a clip.
 
         Args:
             latent: (B, C, t, h, w), any t >= 1.
             state: what the previous slice returned; None starts a clip.
+            on_step: called before each convolution; it may raise, and ``state`` is then still as it was.
 
         Returns:
             Video (B, 3, T, 8 h, 8 w), T = 4 (t - 1) + 1 at the clip start, else 4 t; and the state for the next slice.
@@ -301,9 +307,9 @@ class VideoVAE(nn.Module):
             raise ValueError("There is no latent frame to decode; pass at least one.")
         if self._fast_decoder is not None:
             with torch.no_grad():
-                frames = FrameStream(state)
+                frames = FrameStream(state, on_step)
                 return self._fast_decoder(latent, frames), frames.finish(latent.shape[2])
-        stream = ConvStream(state)
+        stream = ConvStream(state, on_step)
         return self.decoder(latent, stream), stream.finish(latent.shape[2])
 
     def prepare_for_inference(self) -> None:

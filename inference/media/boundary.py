@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import av
 import av.error
 
+from inference.durable import MAX_NAME_BYTES
 from inference.errors import MediaError
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ _FORMATS = (
 )
 _HEAD_BYTES = 4096
 _MAX_BOXES = 10_000
-MAX_NAME_BYTES = 255
-"""Of one file name, on every common file system."""
 
 
 def open_input(path: Path) -> InputContainer:
@@ -114,19 +113,3 @@ def _top_level_boxes(path: Path) -> set[bytes]:
     except OSError:
         return names
     return names
-
-
-def publish(part: Path, target: Path) -> None:
-    """Make the finished `part` file durable and give it its final name, replacing an older file."""
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(part, target)
-
-
-def part_path(target: Path) -> Path:
-    """Name of the unfinished file beside `target`; shortened where a file system could not hold it."""
-    name = target.name + ".part"
-    return target.with_name(name if len(os.fsencode(name)) <= MAX_NAME_BYTES else target.name[:40] + ".part")

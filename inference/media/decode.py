@@ -39,15 +39,19 @@ class Frame:
 
 
 def decode_frames(
-    info: MediaInfo, start: int, is_stopped: Callable[[], bool], warn: Callable[[str], None]
+    info: MediaInfo,
+    start: int,
+    is_stopped: Callable[[], bool],
+    warn: Callable[[str], None],
+    may_seek: bool = True,
 ) -> Iterator[Frame]:
     """Frames of the video from number `start` on, one by one.
 
-    `is_stopped` is asked between packets. `warn` gets a sentence for each kind of damage and for a
-    changing picture size. Raises MediaError when the
-    file cannot be read or nothing in it can be decoded.
+    `is_stopped` is asked between packets. `warn` gets a sentence for each kind of damage and for a changing picture
+    size. `may_seek` False decodes and drops what lies before. Raises MediaError when the file cannot be read or nothing
+    in it can be decoded.
     """
-    if start > 0 and _can_seek(info):
+    if start > 0 and may_seek and _can_seek(info):
         with reading(info.path), open_input(info.path) as container:
             decoder = _Decoder(info, container, is_stopped)
             if (frames := decoder.seek(start)) is not None:

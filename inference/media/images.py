@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from inference.durable import part_path, publish
 from inference.errors import MediaError
-from inference.media.boundary import check_source, part_path, publish, reading, writing
+from inference.media.boundary import check_source, reading, writing
 from inference.media.color import flatten
 from inference.media.info import ColorTags, Kind, MediaInfo
 from inference.media.limits import check_dimensions

@@ -18,8 +18,9 @@ import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from inference.durable import part_path, publish
 from inference.errors import MediaError
-from inference.media.boundary import open_input, part_path, publish, reading, writing
+from inference.media.boundary import open_input, reading, writing
 from inference.media.info import Kind, MediaInfo
 from inference.media.target import VIDEO_FORMATS, check_target
 from inference.media.tracks import EncodedAudioTrack, Span, Track, add_audio, add_subtitles
@@ -54,12 +55,14 @@ def mux(
     *,
     keep_audio: bool = True,
     num_frames: int | None = None,
+    is_part: bool = False,
     check: Callable[[], None] | None = None,
 ) -> MuxReport:
     """Join `segments` (SegmentWriter's, in order) and the other tracks of `source` into `target`.
 
     `info` is the source's; `source` None leaves everything but the video out. `num_frames`: how many frames the
-    segments must hold together. `check` is called now and then and may raise to stop. Raises MediaError when the
+    segments must hold together. `is_part`: they are the beginning of the video only, and everything else ends with them
+    (sound within one packet). `check` is called now and then and may raise to stop. Raises MediaError when the
     segments do not fit together, the disk is full, or the finished file is not what it should be; then nothing is left
     under the final name.
     """
@@ -70,10 +73,10 @@ def mux(
     part = part_path(target)
     try:
         if source is None or info.is_animated_image or info.is_image:
-            report = _write(segments, None, part, target, info, keep_audio, check)
+            report = _write(segments, None, part, target, info, keep_audio, is_part, check)
         else:
             with reading(source), open_input(source) as origin:
-                report = _write(segments, origin, part, target, info, keep_audio, check)
+                report = _write(segments, origin, part, target, info, keep_audio, is_part, check)
         if num_frames is not None and report.num_frames != num_frames:
             raise MediaError(
                 f"'{target.name}' would hold {report.num_frames} of {num_frames} frames; start the job again."
@@ -92,17 +95,23 @@ def _write(
     target: Path,
     info: MediaInfo,
     keep_audio: bool,
+    is_part: bool,
     check: Callable[[], None] | None,
 ) -> MuxReport:
     notes: list[str] = []
     file_format = VIDEO_FORMATS[target.suffix.lower()]
     origin = _origin(info, keep_audio and source is not None)
-    options = {"movflags": "+faststart", "movie_timescale": "90000"} if file_format != "matroska" else {}
+    # Matroska would number the file and its tracks at random: the same job has to give the same bytes.
+    options = {"fflags": "+bitexact"}
+    if file_format != "matroska":
+        options = {"movflags": "+faststart", "movie_timescale": "90000"}
     with writing(target), av.open(part, "w", format=file_format, container_options=options) as container:
         video = _Video(segments, container, info, origin)
         tracks = _add_tracks(source, container, origin, keep_audio, notes)
-        num_chapters = _copy_labels(source, container, origin)
-        for number, packet in enumerate(_merge(video.packets(), _source_packets(source, tracks, notes))):
+        end = video.end if is_part else None
+        num_chapters = _copy_labels(source, container, origin, end)
+        others = _source_packets(source, tracks, notes, None if end is None else origin + end)
+        for number, packet in enumerate(_merge(video.packets(), others)):
             if check is not None and number % 256 == 0:
                 check()
             container.mux(packet)
@@ -149,6 +158,7 @@ class _Video:
         self._step = max(1, round(1 / (info.fps * self._tick)))
         self._times = np.sort(np.frombuffer(times, dtype=np.int64))
         self._durations = np.diff(self._times, append=self._end(info))
+        self.end: Fraction = int(self._times[-1] + self._durations[-1]) * self._tick
 
     def packets(self) -> Iterator[Packet[Any]]:
         """Packets in decoding order. A frame's decoding time is the display time of `delay` frames earlier: so it
@@ -223,27 +233,41 @@ def _add_tracks(
     return tracks
 
 
-def _copy_labels(source: InputContainer | None, container: OutputContainer, origin: Fraction) -> int:
-    """Title and other tags, and chapters moved to the result's clock; returns the number of chapters."""
+def _copy_labels(
+    source: InputContainer | None, container: OutputContainer, origin: Fraction, end: Fraction | None
+) -> int:
+    """Title and other tags, and chapters moved to the result's clock, which stops at `end`; returns the number of
+    chapters."""
     if source is None:
         return 0
     for key, value in source.metadata.items():
         if key.lower() not in _MUXER_KEYS:
             container.metadata[key] = value
-    chapters = source.chapters()
-    for chapter in chapters:
-        shift = round(origin / Fraction(chapter["time_base"] or 1))
+    chapters = []
+    for chapter in source.chapters():
+        tick = Fraction(chapter["time_base"] or 1)
+        shift = round(origin / tick)
         chapter["start"] = max(0, chapter["start"] - shift)
         chapter["end"] = max(chapter["start"], chapter["end"] - shift)
+        if end is not None and chapter["start"] * tick >= end:
+            continue
+        if end is not None:
+            chapter["end"] = min(chapter["end"], round(end / tick))
+        chapters.append(chapter)
     if chapters:
         container.set_chapters(chapters)
     return len(chapters)
 
 
-def _source_packets(source: InputContainer | None, tracks: Sequence[Track], notes: list[str]) -> Iterator[Packet[Any]]:
+def _source_packets(
+    source: InputContainer | None, tracks: Sequence[Track], notes: list[str], until: Fraction | None
+) -> Iterator[Packet[Any]]:
+    """Packets of the other tracks that begin before `until` seconds of the source."""
     if source is None or not tracks:
         return
     by_index = {track.source.index: track for track in tracks}
+    audio = {track.source.index for track in tracks if track.source.type == "audio"}
+    sounding = set(audio)
     packets = source.demux([track.source for track in tracks])
     while True:
         try:
@@ -253,6 +277,15 @@ def _source_packets(source: InputContainer | None, tracks: Sequence[Track], note
             break
         if packet is None:
             break
+        if until is not None and packet.pts is not None:
+            left = until - packet.pts * Fraction(packet.time_base)
+            if left <= 0:
+                sounding.discard(packet.stream_index)
+                if audio and not sounding:
+                    break
+                continue
+            if packet.stream_index not in audio and packet.duration:  # a subtitle may last for long
+                packet.duration = min(packet.duration, round(left / Fraction(packet.time_base)))
         if packet.size:
             yield from by_index[packet.stream_index].packets(packet)
     for track in tracks:

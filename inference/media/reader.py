@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -37,17 +37,27 @@ class FrameReader:
             for frame in frames: ...
 
     A still image gives one frame. Damage inside a video is passed over and told in `warnings` once the iteration has
-    ended; MediaError is raised when not a single frame can be decoded. `start` skips that many frames (it seeks when
-    that is exact). Closing at any time stops the decoder thread.
+    ended; MediaError is raised when not a single frame can be decoded. `start` skips that many frames: by a seek where
+    the file's times tell frame numbers and `may_seek`, else by decoding them. A seek is exact in sound files only, so
+    compare what comes, or go without. `check` is called while a frame is waited for and may raise to stop. Closing at
+    any time stops the decoder thread.
     """
 
-    def __init__(self, path: Path | str, info: MediaInfo | None = None, *, start: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        info: MediaInfo | None = None,
+        *,
+        start: int = 0,
+        may_seek: bool = True,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         if start < 0:
             raise ValueError(f"start must not be negative, got {start}")
         self.path = Path(path)
         self.info = probe(self.path) if info is None else info
         self.warnings: list[str] = []
-        self._start = start
+        self._start, self._may_seek, self._check = start, may_seek, check
         self._queue: queue.Queue[Frame | _End] = queue.Queue(maxsize=_QUEUE_FRAMES)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -75,6 +85,8 @@ class FrameReader:
                 item = self._queue.get(timeout=_POLL_S)
                 break
             except queue.Empty:
+                if self._check is not None:
+                    self._check()
                 if not self._thread.is_alive() and self._queue.empty():
                     item = _End(RuntimeError("the decoder thread ended without a result"))
                     break
@@ -126,7 +138,7 @@ class FrameReader:
                 if index >= self._start:
                     yield Frame(pixels, pts, duration, index)
             return
-        yield from decode_frames(self.info, self._start, self._stop.is_set, self.warnings.append)
+        yield from decode_frames(self.info, self._start, self._stop.is_set, self.warnings.append, self._may_seek)
 
 
 def read_frames(path: Path | str, info: MediaInfo | None = None) -> NDArray[np.uint8]:

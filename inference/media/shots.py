@@ -8,6 +8,7 @@ told from a cut by the differences just before it: a cut stands out of them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,18 @@ class ShotDetector:
         for frame in frames:
             if detector.push(frame): ...   # frame starts a new shot
 
-    The first frame always starts a shot. Frames may be of any size, uint8 RGB (h, w, 3).
+    The first frame always starts a shot. Frames may be of any size, uint8 RGB (h, w, 3). `previous` and `recent`, the
+    latest frame and the value of `recent` of another detector, let this one go on where that one stopped.
     """
 
-    def __init__(self) -> None:
-        self._previous: NDArray[np.float32] | None = None
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+    def __init__(self, previous: NDArray[np.uint8] | None = None, recent: Iterable[float] = ()) -> None:
+        self._previous = None if previous is None else thumbnail(previous)
+        self._recent: deque[float] = deque(recent, maxlen=_RECENT)
+
+    @property
+    def recent(self) -> tuple[float, ...]:
+        """The latest differences within the shot, which the next one is compared with."""
+        return tuple(self._recent)
 
     def push(self, pixels: NDArray[np.uint8]) -> bool:
         """Look at the next frame; True when it starts a new shot."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from inference.durable import MAX_NAME_BYTES
 from inference.errors import MediaError
-from inference.media.boundary import MAX_NAME_BYTES
 from inference.media.images import IMAGE_SUFFIXES
 from inference.media.info import Kind
 

@@ -23,8 +23,9 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from inference.durable import part_path, publish
 from inference.errors import MediaError
-from inference.media.boundary import part_path, publish, writing
+from inference.media.boundary import writing
 from inference.media.color import BT709, to_yuv420
 from inference.media.info import MediaInfo
 from inference.sizes import Size

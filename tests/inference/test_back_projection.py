@@ -128,8 +128,7 @@ def test_the_noisier_the_source_the_less_it_is_believed() -> None:
 
 
 def _trust(content: Tensor, source: Tensor, fidelity: float = 1.0) -> float:
-    trust = SourceTrust(fidelity)
-    trust.observe(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8))
+    trust = SourceTrust.of(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8), fidelity)
     return trust.strength(content, source)
 
 
@@ -159,8 +158,7 @@ def test_trust_is_an_average_over_the_frames_so_far() -> None:
     sharp = torch.rand(1, 3, 80, 96, generator=torch.Generator().manual_seed(5)) * 1.6 - 0.8
     blurred = _blurred(resize_bicubic(sharp, Size(48, 40)))
     honest = resize_bicubic(sharp, Size(48, 40))
-    trust = SourceTrust(1.0)
-    trust.observe(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8))
+    trust = SourceTrust.of(torch.full((1, 40, 48, 3), 128, dtype=torch.uint8), 1.0)
     strengths = [trust.strength(sharp, source) for source in (honest, blurred, honest, honest)]
     assert strengths[0] == 1.0
     assert strengths[1] < strengths[2] < strengths[3] <= 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from inference.chunking import (
     blend,
     blend_weights,
     frames_to_latents,
-    join_windows,
+    join_window,
     latents_to_frames,
 )
 
@@ -28,6 +28,16 @@ def plan(total: int, size: int, overlap: int) -> list[Window]:
     if (window := planner.last(total)) is not None:
         windows.append(window)
     return windows
+
+
+def join(windows: Iterable[tuple[Window, torch.Tensor]], overlap: int) -> Iterator[torch.Tensor]:
+    held = None
+    for window, latent in windows:
+        settled, held = join_window(held, window, latent, overlap)
+        if settled is not None:
+            yield settled
+    if held is not None:
+        yield held
 
 
 sizes = {"total": st.integers(0, 40), "size": st.integers(1, 12), "overlap": st.integers(0, 8)}
@@ -87,11 +97,21 @@ def test_joined_windows_of_one_latent_stream_are_that_stream(total: int, size: i
         for window in plan(total, size, overlap):
             yield window, stream[:, :, window.start : window.stop]
 
-    pieces = list(join_windows(windows(), min(overlap, size // 2)))
+    pieces = list(join(windows(), min(overlap, size // 2)))
 
     assert all(piece.shape[2] for piece in pieces)
     joined = torch.cat(pieces, 2) if pieces else stream
     torch.testing.assert_close(joined, stream)
+
+
+def test_a_planner_that_is_made_anew_goes_on_where_the_one_before_stopped() -> None:
+    planner = WindowPlanner(9, 2)
+    planner.next_full(9)
+
+    again = WindowPlanner(9, 2, done=9)
+
+    assert again.first_needed == planner.first_needed
+    assert again.next_full(16) == planner.next_full(16)
 
 
 def test_pieces_come_as_early_as_they_are_settled() -> None:
@@ -103,7 +123,7 @@ def test_pieces_come_as_early_as_they_are_settled() -> None:
             taken += 1
             yield window, torch.zeros(1, 1, window.stop - window.start, 1, 1)
 
-    first = next(join_windows(windows(), 2))
+    first = next(join(windows(), 2))
 
     assert (taken, first.shape[2]) == (1, 6)
 

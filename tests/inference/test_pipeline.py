@@ -24,6 +24,7 @@ from inference.pipeline import Result, prepare, run, split_shots
 from inference.progress import Cancellation, Progress, Stage
 from inference.settings import load_settings
 from inference.shot import ShotPlan
+from inference.shot_state import ShotState
 from inference.tracker import Tracker
 
 Decoded = Callable[[Path], list[NDArray[np.uint8]]]
@@ -32,9 +33,12 @@ RunJob = Callable[..., Result]
 
 @pytest.fixture
 def run_job(tiny_models: Models) -> RunJob:
-    def run_it(source: Path, target: Path, *settings: str, tracker: Tracker | None = None) -> Result:
-        restore = load_settings(settings).restore
-        return run(prepare(source, target, restore), tiny_models, tracker or Tracker(Meter(torch.device("cpu"))))
+    def run_it(
+        source: Path, target: Path, *settings: str, tracker: Tracker | None = None, frames_per_unit: int | None = None
+    ) -> Result:
+        job = prepare(source, target, load_settings(settings).restore)
+        tracker = tracker or Tracker(Meter(torch.device("cpu")))
+        return run(job, tiny_models, tracker, frames_per_unit=frames_per_unit)
 
     return run_it
 
@@ -81,22 +85,24 @@ def test_each_shot_is_restored_by_itself(run_job: RunJob, make_clip: Any, decode
 def flat_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of restoring, makes each frame one gray that tells its number: for tests of order, times and files."""
 
-    def restore_shot(
-        models: Models, frames: Iterable[Any], plan: ShotPlan, tracker: Tracker, first_frame: int
-    ) -> Iterator[NDArray[np.uint8]]:
-        for index, _ in enumerate(list(frames), first_frame):  # frames come out later than they go in, as in truth
-            yield np.full((plan.target.height, plan.target.width, 3), 20 + 8 * index % 200, np.uint8)
+    class FlatStream:
+        def __init__(self, models: Models, plan: ShotPlan, tracker: Tracker, first_frame: int, *_: Any) -> None:
+            self.state = ShotState()
+            self._plan, self._first_frame = plan, first_frame
 
-    monkeypatch.setattr(pipeline, "restore_shot", restore_shot)
+        def slices(self, frames: Iterable[Any]) -> Iterator[NDArray[np.uint8]]:
+            self.state.taken = len(list(frames))  # frames come out later than they go in, as in truth
+            for index in range(self._first_frame, self._first_frame + self.state.taken):
+                yield np.full((1, self._plan.target.height, self._plan.target.width, 3), 20 + 8 * index % 200, np.uint8)
+
+    monkeypatch.setattr(pipeline, "ShotStream", FlatStream)
 
 
 @pytest.mark.usefixtures("flat_frames")
 def test_segments_are_joined_in_order_without_losing_a_frame(
-    run_job: RunJob, make_clip: Any, decoded: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_job: RunJob, make_clip: Any, decoded: Decoded, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pipeline, "_SEGMENT_FRAMES", 4)
-
-    result = run_job(make_clip("in.mp4", 11, 6), tmp_path / "out.mp4")
+    result = run_job(make_clip("in.mp4", 11, 6), tmp_path / "out.mp4", frames_per_unit=4)
 
     grays = [frame.mean() for frame in decoded(tmp_path / "out.mp4")]
     assert (result.frames, result.shots) == (17, 2)
@@ -235,3 +241,13 @@ def test_shots_hold_each_frame_once_and_in_order() -> None:
 def test_without_a_detector_everything_is_one_shot() -> None:
     assert [len(list(shot)) for shot in split_shots(frames_of(1, 2, 3), None)] == [3]
     assert list(split_shots([], None)) == []
+
+
+def test_from_inside_a_shot_the_first_shot_is_its_rest_which_may_be_empty() -> None:
+    frames = frames_of(1, 1, 1, 2, 3, 3)
+
+    for taken in (1, 2, 3):
+        detector = ShotDetector(frames[taken - 1].pixels)
+        shots = [[frame.index for frame in shot] for shot in split_shots(frames[taken:], detector, is_inside=True)]
+        assert shots == [list(range(taken, 3)), [3], [4, 5]]
+    assert [list(shot) for shot in split_shots([], ShotDetector(frames[0].pixels), is_inside=True)] == [[]]

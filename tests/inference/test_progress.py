@@ -69,6 +69,25 @@ def test_speed_is_unknown_before_the_first_frame() -> None:
     assert speed.update(0, 20) == (None, None)
 
 
+def test_what_an_earlier_process_has_done_does_not_count_for_the_speed() -> None:
+    clock = Clock()
+    speed = Speedometer(clock, frames_done=100)
+    clock.now += 4
+
+    assert speed.update(108, 120) == (2.0, 6.0)
+
+
+def test_the_tracker_counts_what_was_done_before_and_finished_units() -> None:
+    told: list[Progress] = []
+    tracker = Tracker(Meter(torch.device("cpu")), told.append)
+    tracker.enter(Stage.RESTORE, 10)
+
+    tracker.go_on_from(dict.fromkeys(Work, 5), units=2)
+    tracker.finish_unit()
+
+    assert [(progress.frames_done, progress.units) for progress in told] == [(0, 0), (5, 2), (5, 3)]
+
+
 def test_the_tracker_counts_finished_work_in_frames() -> None:
     told: list[Progress] = []
     tracker = Tracker(Meter(torch.device("cpu")), told.append)

@@ -17,6 +17,7 @@ import pytest
 
 from inference.errors import CancelledError, MediaError, RestoreError, SettingsError
 from inference.progress import Cancellation, Progress, Stage
+from inference.units import finished_units
 from inference.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,52 @@ def test_a_killed_worker_fails_its_job_and_the_next_job_gets_a_new_one(
 
     worker.restore(make_clip("short.mp4", 1), tmp_path / "out.mp4", settings)
     assert worker.pid not in [None, *killed]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_with_a_work_folder_goes_on_in_the_next_worker_to_the_same_bytes(
+    worker: Worker, settings: dict[str, Any], make_clip: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    source, work = make_clip("in.mp4", 70, fps=12), tmp_path / "work"
+    settings["restore"] = {"window": 9, "encode": {"preset": "ultrafast"}}
+    worker.restore(source, tmp_path / "whole.mp4", settings)
+    killed: list[int | None] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.units >= 1 and not killed:
+            killed.append(worker.pid)
+            os.kill(worker.pid or 0, number)
+
+    with pytest.raises(RestoreError, match="SIGKILL|told to end"):
+        worker.restore(source, tmp_path / "out.mp4", settings, kill, work=work)
+    done = finished_units(work)
+    told: list[Progress] = []
+    worker.restore(source, tmp_path / "out.mp4", settings, told.append, work=work)
+
+    assert len(done) >= 1
+    assert worker.pid not in [None, *killed]
+    assert max(progress.units for progress in told) > len(done)
+    restoring = [progress.frames_done for progress in told if progress.stage is Stage.RESTORE]
+    assert [frames for frames in restoring if frames][0] >= done[-1].stop
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4", "whole.mp4"}
+
+
+def test_a_cancelled_job_keeps_its_work_folder_and_its_units(
+    worker: Worker, settings: dict[str, Any], make_clip: Any, tmp_path: Path
+) -> None:
+    source, work, cancellation = make_clip("in.mp4", 200, fps=12), tmp_path / "work", Cancellation()
+
+    def report(progress: Progress) -> None:
+        if progress.units:
+            cancellation.cancel()
+
+    with pytest.raises(CancelledError):
+        worker.restore(source, tmp_path / "out.mp4", settings, report, cancellation, work)
+
+    assert len(finished_units(work)) >= 1
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "work"}
+    assert worker.pid is not None
 
 
 def test_a_worker_that_does_not_stop_is_killed(

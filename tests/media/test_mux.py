@@ -111,6 +111,30 @@ def test_other_containers_keep_frames_and_sync(edge: Path, tmp_path: Path, segme
     assert abs(lag(tone(source), tone(out.path))) < 0.003
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_the_same_segments_give_the_same_bytes(edge: Path, tmp_path: Path, segments: Segments, suffix: str) -> None:
+    info = probe(edge / "base_480x270_h264_aac.mp4")
+    pieces = segments(info)
+    files = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in files:
+        mux(pieces, info.path, path, info)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["base_480x270_h264_aac.mp4", "start_12s5.ts", "flac_audio.mkv"])
+def test_the_sound_of_a_part_ends_with_its_video(edge: Path, tmp_path: Path, segments: Segments, name: str) -> None:
+    info = probe(edge / name)
+    pieces = segments(info)[:2]
+    report = mux(pieces, edge / name, tmp_path / "out.mp4", info, is_part=True)
+    out = probe(tmp_path / "out.mp4")
+    assert out.num_frames == report.num_frames < (info.num_frames or 0) / 2
+    with av.open(tmp_path / "out.mp4") as container:
+        packets = [p for p in container.demux(audio=0) if p.size and p.pts is not None]
+    starts = [p.pts * p.time_base for p in packets]
+    assert max(starts) < out.start + out.duration
+    assert max(starts) + Fraction(1, 5) > out.start + out.duration
+
+
 @pytest.mark.parametrize("name", ["demo/d02_actors_800x332_vp8_vorbis.webm", "edge/prores422_10bit_pcm.mov"])
 def test_sound_that_mp4_cannot_hold_becomes_aac_in_step(
     media: Path, tmp_path: Path, segments: Segments, name: str

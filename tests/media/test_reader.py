@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference.errors import MediaError
+from inference.errors import CancelledError, MediaError
 from inference.media import Frame, FrameReader, probe, read_frames
 
 VIDEOS = [
@@ -124,6 +124,27 @@ def test_hdr_comes_as_a_well_exposed_sdr_picture(media: Path, name: str) -> None
     assert 60 < middle < 180
     assert high > 200
     assert (pixels == 255).mean() < 0.02
+
+
+def test_frames_before_the_start_can_be_decoded_instead_of_passed_by(edge: Path) -> None:
+    path = edge / "base_480x270_h264_aac.mp4"
+    whole = some_frames(path, 33)[30:]
+    with FrameReader(path, start=30, may_seek=False) as reader:
+        late = list(itertools.islice(reader, 3))
+    assert [(frame.index, frame.pts) for frame in late] == [(frame.index, frame.pts) for frame in whole]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(late, whole, strict=True))
+
+
+def test_who_waits_for_a_frame_can_stop(edge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel() -> None:
+        raise CancelledError
+
+    endless = threading.Event()
+    monkeypatch.setattr(FrameReader, "_frames", lambda _: iter(lambda: endless.wait(20) or None, 1))
+    with FrameReader(edge / "two_frames.mp4", check=cancel) as reader:
+        with pytest.raises(CancelledError):
+            next(reader)
+        endless.set()
 
 
 @pytest.mark.parametrize("name", ["base_480x270_h264_aac.mp4", "av1_opus.mp4", "start_12s5.ts", "animated.webp"])

@@ -54,6 +54,19 @@ def test_two_joined_clips_are_two_shots(media: Path, first: str, second: str) ->
     assert starts(head + tail) == [0, 20]
 
 
+@pytest.mark.parametrize("stop", [1, 5, 49, 50, 60])
+def test_a_detector_goes_on_where_another_one_stopped(media: Path, stop: int) -> None:
+    frames = clip(media, "demo/d03_film_640x272_aac.mp4")
+    first, whole = ShotDetector(), starts(frames)
+    for frame in frames[:stop]:
+        first.push(frame)
+
+    second = ShotDetector(frames[stop - 1], first.recent)
+
+    assert [n for n, frame in enumerate(frames[stop:], stop) if second.push(frame)] == [n for n in whole if n >= stop]
+    assert second.recent != ()
+
+
 def test_a_dissolve_is_no_cut(media: Path) -> None:
     old = clip(media, "gt/p05_pan_cups_640x360.mp4")
     new = [frame[: old[0].shape[0], : old[0].shape[1]] for frame in clip(media, "gt/p01_butterfly_960x540.mp4")]

@@ -19,7 +19,16 @@ def test_imports_go_down_only() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["app", "inference.cli", "inference.worker", "inference.settings", "inference.catalogue", "inference.media.reader"],
+    [
+        "app",
+        "inference.cli",
+        "inference.worker",
+        "inference.settings",
+        "inference.catalogue",
+        "inference.media.reader",
+        "inference.units",
+        "inference.partial",
+    ],
 )
 def test_it_starts_without_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -1,0 +1,207 @@
+"""Owns going on with a video that an earlier process began: what makes it the same job, what is written down after each
+unit, and how reader, shot detector and shot are brought back to where they stood.
+
+The rest of the job sees the same source frames, in the same slices, with the same states, so the result has the same
+bytes. That the source gives the same frames is not believed but compared: the frames that are read again have a
+fingerprint. Where a seek does not bring them back, everything before them is decoded and dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inference.checkpoint import Models
+from inference.media.boundary import writing
+from inference.media.decode import Frame
+from inference.media.info import MediaInfo
+from inference.media.reader import FrameReader
+from inference.media.shots import ShotDetector
+from inference.settings import RestoreSettings, to_dict
+from inference.shot_state import ShotState, StateFileError, load_state, save_state
+from inference.sizes import Size
+from inference.units import Bookmark, Check, Unit, UnitStore, identify_source
+
+log = logging.getLogger(__name__)
+
+_MAX_STATE_BYTES = 2 * 2**30
+"""Larger states are not saved: writing one would take longer than the unit. Then a shot is begun again as a whole."""
+
+_SPARE_DISK = 4
+"""A state is saved only where the disk has room for so many of it: the result matters more."""
+
+
+def identify_job(
+    source: Path, restore: RestoreSettings, size: Size, models: Models, frames_per_unit: int
+) -> dict[str, Any]:
+    """What has to be the same for units of an earlier run to be of use. Raises MediaError if `source` is gone."""
+    parameter = next(models.vae.parameters())
+    return {
+        "source": identify_source(source),
+        "restore": to_dict(restore),
+        "size": [size.width, size.height],
+        "frames_per_unit": frames_per_unit,
+        "model": models.entry.name,
+        "weights": models.fingerprint,
+        "device": parameter.device.type,
+        "precision": str(parameter.dtype),
+        "libraries": {"torch": torch.__version__, "av": av.__version__},
+    }
+
+
+class TakenFrames:
+    """Source frames that a shot has taken and whose restored ones are not written yet, and the one before them."""
+
+    def __init__(self, held: Iterable[Frame] = (), latest: Frame | None = None) -> None:
+        self._held: deque[Frame] = deque(held)
+        self._latest = self._held[-1] if self._held else latest
+
+    def follow(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
+        """The pictures of `frames`, each of which is taken."""
+        for frame in frames:
+            self._held.append(frame)
+            self._latest = frame
+            yield frame.pixels
+
+    def pixels(self) -> list[NDArray[np.uint8]]:
+        """The pictures that are held."""
+        return [frame.pixels for frame in self._held]
+
+    def pop(self) -> Fraction:
+        """The time of the next frame to be written, which is no longer held."""
+        return self._held.popleft().pts
+
+    @property
+    def to_read_again(self) -> list[Frame]:
+        """The latest frames, at least one, which who goes on has to have."""
+        assert self._latest is not None
+        return list(self._held) or [self._latest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where the work on a video begins.
+
+    shot, first_frame: number and first frame of the shot to begin with. state: where that one stands, None at its
+    start. taken: its frames that are held. reader: gives the frame after them. detector: knows the frames before it;
+    None if shots are not looked for.
+    """
+
+    reader: FrameReader
+    detector: ShotDetector | None
+    shot: int = 0
+    first_frame: int = 0
+    state: ShotState | None = None
+    taken: TakenFrames = field(default_factory=TakenFrames)
+
+
+def go_on(
+    source: Path, info: MediaInfo, store: UnitStore, device: torch.device, detect_shots: bool, check: Check
+) -> Start:
+    """Where the units in `store` end; units that cannot be gone on from are given up. The caller closes the reader."""
+    fresh = ShotDetector() if detect_shots else None
+    while (bookmark := store.bookmark) is not None:
+        unit = store.units[-1]
+        try:
+            state = None if store.latest_state is None else load_state(store.latest_state, device)
+        except StateFileError as error:
+            log.warning("%s, so its unit is made again", error)
+            store.step_back()
+            continue
+        num_held = 0 if state is None else state.taken - state.given
+        opened = _read_again(source, info, unit.stop + num_held, bookmark, check)
+        if opened is None:
+            log.warning("%s gives other frames than before, so the job starts anew", source.name)
+            store.clear()
+            break
+        reader, frames = opened
+        log.info("%s: going on after %d units, at frame %d", source.name, len(store.units), unit.stop)
+        if state is None:
+            return Start(reader=reader, detector=fresh, shot=unit.shot + 1, first_frame=unit.stop)
+        known = None if fresh is None or state.has_ended else ShotDetector(frames[-1].pixels, bookmark.recent)
+        return Start(
+            reader=reader,
+            detector=known or fresh,
+            shot=unit.shot,
+            first_frame=unit.stop - state.given,
+            state=state,
+            taken=TakenFrames(frames[len(frames) - num_held :], latest=frames[-1]),
+        )
+    return Start(reader=FrameReader(source, info, check=check), detector=fresh)
+
+
+def keep_unit(
+    store: UnitStore,
+    shot: int,
+    num_frames: int,
+    state: ShotState,
+    taken: TakenFrames,
+    detector: ShotDetector | None,
+    *,
+    is_kept: bool,
+) -> Unit:
+    """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
+
+    Nothing that only a later process needs is written unless `is_kept`.
+    """
+    if not is_kept:
+        return store.add(shot, num_frames, Bookmark(ends_shot=state.is_over, num_frames=0, fingerprint=""))
+    if not state.is_over and _is_worth_keeping(state, store.folder):
+        with writing(store.next_state):
+            save_state(state, store.next_state)
+    frames = taken.to_read_again
+    bookmark = Bookmark(
+        ends_shot=state.is_over,
+        num_frames=len(frames),
+        fingerprint=_fingerprint(frames),
+        recent=() if detector is None else detector.recent,
+    )
+    return store.add(shot, num_frames, bookmark)
+
+
+def _is_worth_keeping(state: ShotState, folder: Path) -> bool:
+    size = state.num_bytes
+    if size > _MAX_STATE_BYTES or shutil.disk_usage(folder).free < _SPARE_DISK * size:
+        log.info("the state of the shot (%.1f GB) is not saved; a crash costs the shot", size / 1e9)
+        return False
+    return True
+
+
+def _read_again(
+    source: Path, info: MediaInfo, stop: int, bookmark: Bookmark, check: Check
+) -> tuple[FrameReader, list[Frame]] | None:
+    """A reader whose next frame is number `stop`, and the frames before it that the bookmark names; None if the source
+    gives others."""
+    start = stop - bookmark.num_frames
+    for may_seek in (True, False):
+        reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check)
+        try:
+            frames = list(islice(reader, bookmark.num_frames))
+            if frames and _fingerprint(frames) == bookmark.fingerprint:
+                return reader, frames
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()
+    return None
+
+
+def _fingerprint(frames: Sequence[Frame]) -> str:
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(f"{frame.pts} {frame.pixels.shape}".encode())
+        digest.update(np.ascontiguousarray(frame.pixels).data)
+    return digest.hexdigest()

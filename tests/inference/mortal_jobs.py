@@ -1,0 +1,113 @@
+"""Runs jobs in processes that are killed: a helper of the tests, started once as `python mortal_jobs.py`.
+
+Each line on standard input is a job: {"source", "target", "work", "settings", "frames_per_unit", "die"}. Each job runs
+in a process of its own, forked after torch and the model are there, and ends in one line on standard output:
+{"code": exit code, or minus the signal, "error": text or "", "told": frames_done of each report while restoring}.
+
+`die` says when the process sends itself SIGKILL: {"before": NAME} or {"after": NAME}, when a file gets its final name
+NAME; {"step": N}, at the N-th time that a file is made durable or renamed; {"seconds": S}, wherever it is by then, sent
+by its parent; or null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inference.checkpoint import Models, load_models
+from inference.errors import RestoreError
+from inference.meter import Meter
+from inference.pipeline import prepare, run
+from inference.progress import Progress, Stage
+from inference.settings import load_settings
+from inference.tracker import Tracker
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arrange_death(wish: dict[str, Any]) -> None:
+    """Put the death that is wished for into the calls that make files durable."""
+    steps = 0
+    fsync, replace = os.fsync, os.replace
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == wish.get("step"):
+            die()
+
+    def deadly_fsync(descriptor: int) -> None:
+        step()
+        fsync(descriptor)
+
+    def deadly_replace(part: Path, target: Path) -> None:
+        step()
+        if Path(target).name == wish.get("before"):
+            die()
+        replace(part, target)
+        if Path(target).name == wish.get("after"):
+            die()
+
+    os.fsync, os.replace = deadly_fsync, deadly_replace  # type: ignore[assignment]
+
+
+def restore(job: dict[str, Any], models: Models, tell: Callable[[str], None]) -> None:
+    arrange_death(job["die"] or {})
+
+    def report(progress: Progress) -> None:
+        if progress.stage is Stage.RESTORE:
+            tell(f"{progress.frames_done}\n")
+
+    prepared = prepare(Path(job["source"]), Path(job["target"]), load_settings(job["settings"]).restore)
+    tracker = Tracker(Meter(torch.device("cpu")), report)
+    work = None if job["work"] is None else Path(job["work"])
+    try:
+        run(prepared, models, tracker, work, job["frames_per_unit"])
+    except RestoreError as error:
+        tell(f"error {error}\n")
+
+
+def run_in_own_process(job: dict[str, Any], models: Models) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        code = 1
+        try:
+            restore(job, models, lambda text: (os.write(writing, text.encode()), None)[1])
+            code = 0
+        except BaseException:  # noqa: BLE001  never back into the loop of the parent
+            traceback.print_exc()
+        os._exit(code)
+    os.close(writing)
+    timer = threading.Timer((job["die"] or {}).get("seconds", 60.0), os.kill, (child, signal.SIGKILL))
+    timer.start()
+    with open(reading) as lines:
+        told = lines.read().splitlines()
+    timer.cancel()
+    _, status = os.waitpid(child, 0)
+    errors = [line.removeprefix("error ") for line in told if line.startswith("error ")]
+    numbers = [int(line) for line in told if not line.startswith("error ")]
+    return {"code": os.waitstatus_to_exitcode(status), "error": "".join(errors), "told": numbers}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    models = load_models("nano")
+    for line in sys.stdin:
+        print(json.dumps(run_in_own_process(json.loads(line), models)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

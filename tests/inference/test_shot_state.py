@@ -1,0 +1,160 @@
+"""The state of a shot: a file brings back every bit of it, and the rest of the shot comes out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference.checkpoint import Models
+from inference.devices import Budget
+from inference.meter import Meter
+from inference.settings import ColorFix
+from inference.shot import ShotPlan, ShotStream
+from inference.shot_state import ShotState, StateFileError, load_state, save_state
+from inference.sizes import Size
+from inference.tracker import Tracker
+
+CPU = torch.device("cpu")
+PLAN = ShotPlan(
+    target=Size(28, 20),
+    padded=Size(32, 32),
+    budget=Budget(encode_frames=4, decode_latents=2, window_latents=5),
+    overlap=1,
+    seed=1,
+    color_fix=ColorFix.BALANCED,
+    fidelity=0.5,
+)
+Frames = list[NDArray[np.uint8]]
+
+
+@pytest.fixture
+def make_stream(tiny_models: Models) -> Callable[..., ShotStream]:
+    def make(plan: ShotPlan = PLAN, state: ShotState | None = None, held: Frames | None = None) -> ShotStream:
+        return ShotStream(tiny_models, plan, Tracker(Meter(CPU)), 40, state, held or [])
+
+    return make
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+def test_a_shot_goes_on_from_a_file_after_any_slice_with_the_same_bits(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames], tmp_path: Path, overlap: int
+) -> None:
+    frames, plan = moving_frames(38), replace(PLAN, overlap=overlap)
+    whole = list(make_stream(plan).slices(frames))
+
+    for number in range(1, len(whole)):
+        first = make_stream(plan)
+        begun = list(islice(first.slices(frames), number))
+        save_state(first.state, tmp_path / "state")
+        state = load_state(tmp_path / "state", CPU)
+        rest = make_stream(plan, state, frames[state.given : state.taken]).slices(frames[state.taken :])
+
+        assert all(np.array_equal(a, b) for a, b in zip(whole, [*begun, *rest], strict=True))
+
+
+def tensors(state: ShotState) -> list[Tensor]:
+    streams = [history for stream in (state.encoder, state.decoder) if stream for history in stream.histories]
+    return [*streams, *state.latents, *state.settled, *([] if state.held is None else [state.held])]
+
+
+def test_a_file_keeps_numbers_and_memory_layout(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames], tmp_path: Path
+) -> None:
+    stream = make_stream()
+    next(stream.slices(moving_frames(38)))
+
+    save_state(stream.state, tmp_path / "state")
+    again = load_state(tmp_path / "state", CPU)
+
+    pairs = list(zip(tensors(stream.state), tensors(again), strict=True))
+    assert len(pairs) > 10
+    assert all(torch.equal(a, b) and a.stride() == b.stride() and a.dtype == b.dtype for a, b in pairs)
+    for name in ("taken", "given", "has_ended", "first_latent", "planned", "num_bytes"):
+        assert getattr(again, name) == getattr(stream.state, name)
+    assert again.trust == stream.state.trust
+    assert again.trust.limit > 0
+
+
+def test_a_state_keeps_no_more_memory_alive_than_it_says(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames]
+) -> None:
+    stream = make_stream()
+    for _ in islice(stream.slices(moving_frames(60)), 5):
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(stream.state)}
+        assert sum(storages.values()) <= stream.state.num_bytes
+
+
+def test_a_shot_is_over_exactly_after_its_last_slice(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames]
+) -> None:
+    for count in (1, 5, 17, 18, 26):
+        stream = make_stream()
+        over = [stream.state.is_over for _ in stream.slices(moving_frames(count))]
+        assert over == [False] * (len(over) - 1) + [True]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "missing", "other"])
+def test_a_damaged_file_is_refused(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames], tmp_path: Path, damage: str
+) -> None:
+    stream, path = make_stream(), tmp_path / "state"
+    next(stream.slices(moving_frames(20)))
+    save_state(stream.state, path)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "other":
+        torch.save({"format": 99}, path)
+    else:
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flipped": b"PK" + content[99:]}[damage])
+
+    with pytest.raises(StateFileError):
+        load_state(path, CPU)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
+    torch.save({"format": 1, "encoder": Path("x")}, tmp_path / "state")
+
+    with pytest.raises(StateFileError):
+        load_state(tmp_path / "state", CPU)
+
+
+def test_a_job_can_stop_within_every_convolution_of_a_slice(
+    tiny_models: Models, moving_frames: Callable[[int], Frames]
+) -> None:
+    """Between two looks at the cancellation lies at most one convolution of a few frames, however large they are."""
+    looks, parts = 0, {"encode": 0, "decode": 0}
+
+    class Counting(Tracker):
+        def check(self) -> None:
+            nonlocal looks
+            looks += 1
+
+    stream = ShotStream(tiny_models, PLAN, Counting(Meter(CPU)))
+    for name in parts:
+        network = getattr(tiny_models.vae, f"_fast_{name}r")
+
+        def counted(x: Tensor, frames: object, name: str = name, network: Callable[..., Tensor] = network) -> Tensor:
+            before = looks
+            try:
+                return network(x, frames)
+            finally:
+                parts[name] = looks - before
+
+        setattr(tiny_models.vae, f"_fast_{name}r", counted)
+    list(islice(stream.slices(moving_frames(20)), 2))
+
+    num_convs = {
+        name: sum(m.kernel_size[0] > 1 for m in getattr(tiny_models.vae, f"{name}r").modules() if hasattr(m, "_extend"))
+        for name in parts
+    }
+    assert parts["encode"] >= num_convs["encode"] > 10
+    assert parts["decode"] >= num_convs["decode"] > 10
