@@ -117,7 +117,7 @@ class PatchOut(nn.Module):
 
 _ROUNDED_OTHERWISE = {12: math.inf, 40: -math.inf, 42: -math.inf}
 """Frequencies that the reference's float32 exponential rounds the other way. Float32 libraries differ in the last
-place, and a timestep of 1000 makes a thousand of it: the rounding is fixed here, so results do not depend on the CPU."""
+place, and a timestep of 1000 makes a thousand of it: the rounding is fixed here, whatever the CPU."""
 
 
 def time_sinusoid(timestep: Tensor) -> Tensor:

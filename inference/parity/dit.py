@@ -41,8 +41,8 @@ FLIPPED_BEYOND, FLIPPED_SHARE = 1e-4, 0.01
 
 FLIPPED_RMS = 2e-4
 """Or so much over all: one flipped key moves a whole window by little. A model in float64, without any rounding of its
-own, differs from the stored results in 9 % of the elements and by an rms of 9e-5; only a machine that adds up as that of
-the fixtures comes below 1 %. Rounding at a wrong place makes ten times that."""
+own, differs from the stored results in 9 % of the elements and by an rms of 9e-5; only a machine that adds up as
+that of the fixtures comes below 1 %. Rounding at a wrong place makes ten times that."""
 
 TIMESTEP_ULPS = 2.5e-4
 """A few units in the last place of a float32 timestep near 1000."""
