@@ -40,7 +40,7 @@ def job_view(job: Job, num_ahead: int = 0) -> dict[str, Any]:
         "canCancel": job.can_cancel,
         "canPause": job.can_pause,
         "canResume": job.can_resume,
-        "canRetry": job.can_retry or job.can_resume,  # until the page has a button of its own for it
+        "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
     }
 

@@ -51,9 +51,11 @@ function makeRow(job, act) {
       document.getElementById("result").scrollIntoView({ block: "nearest" });
     }),
     download: make("a", { class: "button", download: "", "aria-label": `Download ${job.name}` }, "Download"),
+    pause: button("Pause", () => act("pause", job.id)),
+    resume: button("Continue", () => act("resume", job.id)),
     cancel: button("Cancel", () => act("cancel", job.id)),
     retry: button("Try again", () => act("retry", job.id)),
-    remove: button("Remove", () => act("remove", job.id)),
+    remove: button("Remove", () => askOnce(row.remove, job, () => act("remove", job.id))),
   };
   row.element = make(
     "li", { "data-job": job.id },
@@ -64,9 +66,27 @@ function makeRow(job, act) {
       row.bar,
       make("div", { class: "line status" }, row.text, row.percent),
     ),
-    make("div", { class: "actions" }, row.show, row.download, row.cancel, row.retry, row.remove),
+    make("div", { class: "actions" }, row.show, row.download, row.pause, row.resume, row.cancel, row.retry, row.remove),
   );
   return row;
+}
+
+// A file that is deleted does not come back: the first press asks, a second one within a few seconds does it.
+const ASK_MS = 5000;
+
+function askOnce(button, job, action) {
+  if (button.dataset.asked) {
+    action();
+    return;
+  }
+  button.dataset.asked = "yes";
+  setText(button, "Delete file?");
+  button.setAttribute("aria-label", `Really delete ${job.name}`);
+  setTimeout(() => {
+    delete button.dataset.asked;
+    setText(button, "Remove");
+    button.setAttribute("aria-label", `Remove ${job.name}`);
+  }, ASK_MS);
 }
 
 function showRow(row, job, isSelected) {
@@ -82,6 +102,8 @@ function showRow(row, job, isSelected) {
   row.show.setAttribute("aria-pressed", String(isSelected));
   setHidden(row.download, !job.download);
   if (job.download && row.download.getAttribute("href") !== job.download) row.download.href = job.download;
+  setHidden(row.pause, !job.canPause);
+  setHidden(row.resume, !job.canResume);
   setHidden(row.cancel, !job.canCancel);
   setHidden(row.retry, !job.canRetry);
   setHidden(row.remove, !job.canRemove);

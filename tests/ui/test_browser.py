@@ -289,7 +289,25 @@ def test_a_running_job_can_be_cancelled_and_removed(desktop: Visit, shared: Path
     page.get_by_role("button", name="Cancel base_480x270_h264_aac.mp4").click()
     page.locator(".jobs li.cancelled").wait_for(timeout=JOB_MS)
     page.get_by_role("button", name="Remove base_480x270_h264_aac.mp4").click()
+    assert page.locator(".jobs li").count() == 1, "one press only asks"
+    page.get_by_role("button", name="Really delete base_480x270_h264_aac.mp4").click()
     page.locator(".studio-queue .empty").wait_for()
+
+
+def test_a_running_job_can_be_paused_and_goes_on_after_a_reload(desktop: Visit, shared: Path) -> None:
+    page = desktop.page
+    page.set_input_files(".zone input", [str(shared / "media" / "edge" / "base_480x270_h264_aac.mp4")])
+    page.locator(".files li.ready").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.locator(".jobs li.running").wait_for()
+    page.get_by_role("button", name="Pause base_480x270_h264_aac.mp4").click()
+    page.locator(".jobs li.paused").wait_for(timeout=JOB_MS)
+    page.reload()
+    page.locator(".jobs li.paused").wait_for()
+    page.get_by_role("button", name="Continue base_480x270_h264_aac.mp4").click()
+    page.locator(".jobs li.running").wait_for(timeout=JOB_MS)
+    page.get_by_role("button", name="Cancel base_480x270_h264_aac.mp4").click()
+    page.locator(".jobs li.cancelled").wait_for(timeout=JOB_MS)
 
 
 def test_a_chosen_file_is_still_there_after_a_reload(desktop: Visit, clip: Path) -> None:

@@ -84,7 +84,7 @@ def _flags(job: Job) -> set[str]:
 def test_each_state_offers_what_can_be_done(job: Job) -> None:
     running = job.start()
     assert _flags(job) == _flags(running) == {"canCancel", "canPause"}
-    assert _flags(job.pause()) == {"canCancel", "canResume", "canRetry", "canRemove"}
+    assert _flags(job.pause()) == {"canCancel", "canResume", "canRemove"}
     assert _flags(running.succeed({}, {})) == {"canRemove"}
     assert _flags(running.fail("x")) == _flags(job.cancel()) == {"canRetry", "canRemove"}
 
