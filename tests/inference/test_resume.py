@@ -45,6 +45,7 @@ class MortalJobs:
         work: Path | None,
         die: dict[str, Any] | None = None,
         settings: list[str] | None = None,
+        frames_per_unit: int | None = UNIT,
     ) -> dict[str, Any]:
         """One job: {"code", "error", "told"}."""
         job = {
@@ -52,7 +53,7 @@ class MortalJobs:
             "target": str(target),
             "work": None if work is None else str(work),
             "settings": SETTINGS if settings is None else settings,
-            "frames_per_unit": UNIT,
+            "frames_per_unit": frames_per_unit,
             "die": die,
         }
         assert self._process.stdin is not None
@@ -191,6 +192,21 @@ def test_a_job_killed_at_moments_of_chance_comes_to_the_same_bytes(
             break
 
     go_on()
+
+
+def test_a_job_with_the_usual_settings_goes_on_to_the_same_bytes(
+    jobs: MortalJobs, shared: Path, target: Path, work: Path
+) -> None:
+    """A film with two cuts, with windows, units and an encoder as they are by default."""
+    source, whole = shared / "media" / "demo" / "d03_film_640x272_aac.mp4", target.with_name("whole.mp4")
+    usual = {"settings": ["resolution=96"], "frames_per_unit": None}
+    assert jobs.run(source, whole, None, **usual)["code"] == 0
+
+    for name in ("000000.json", "000002.nut"):
+        assert jobs.run(source, target, work, {"after": name}, **usual)["code"] == -signal.SIGKILL
+    assert jobs.run(source, target, work, **usual)["code"] == 0
+
+    assert target.read_bytes() == whole.read_bytes()
 
 
 def damage(path: Path) -> None:

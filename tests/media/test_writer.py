@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,7 @@ from inference.media.color import ToRgb
 from inference.media.info import ColorTags
 from inference.sizes import Size
 
+ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = EncodeParameters(
     size=Size(64, 48), fps=Fraction(24), time_base=Fraction(1, 90_000), quality=4, preset="veryfast"
 )
@@ -111,3 +114,43 @@ def test_a_frame_of_another_size_is_a_mistake_of_the_caller(tmp_path: Path) -> N
         SegmentWriter(tmp_path / "a.nut", PARAMETERS) as writer,
     ):
         writer.write(np.zeros((48, 48, 3), np.uint8), Fraction(0))
+
+
+DIRTY_HEAP = """
+import ctypes, dataclasses, hashlib, itertools, random, sys
+from fractions import Fraction
+from pathlib import Path
+from inference.media import EncodeParameters, FrameReader, SegmentWriter, probe
+from inference.sizes import Size
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for parameter, value in ((-3, 2**30), (-1, 2**31 - 1)):  # freed blocks stay in the heap, as in a process that computes
+    libc.mallopt(parameter, value)
+info = dataclasses.replace(probe(sys.argv[1]), width=960, height=540)
+with FrameReader(info.path, info, start=49) as reader:
+    frames = [frame.pixels for frame in itertools.islice(reader, 37)]
+parameters = EncodeParameters(size=Size(960, 540), fps=Fraction(24), time_base=Fraction(1, 90_000))
+chance, path = random.Random(1), Path(sys.argv[2])
+for _ in range(4):
+    with SegmentWriter(path, parameters) as writer:
+        for index, frame in enumerate(frames):
+            writer.write(frame, Fraction(index, 24))
+    print(hashlib.sha256(path.read_bytes()).hexdigest())
+    blocks = []
+    for size in chance.choices([200, 5_000, 60_000, 600_000, 2_000_000], k=300):
+        blocks.append(libc.malloc(size))
+        ctypes.memset(blocks[-1], chance.randrange(256), size)
+    chance.shuffle(blocks)
+    for block in blocks:
+        libc.free(block)
+"""
+
+
+def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(media: Path, tmp_path: Path) -> None:
+    source = media / "demo" / "d03_film_640x272_aac.mp4"
+    command = [sys.executable, "-c", DIRTY_HEAP, str(source), str(tmp_path / "a.nut")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+
+    assert len(result.stdout.split()) == 4
+    assert len(set(result.stdout.split())) == 1
