@@ -50,6 +50,7 @@ class Benchmark(StrEnum):
     MEMORY = "memory"
     GPU = "gpu"
     STORE = "store"
+    CHAOS = "chaos"
 
 
 def _settings_help() -> str:
