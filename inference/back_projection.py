@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ITERATIONS = 2
 TRUSTED_NOISE = 0.02  # sigma (1 = white) at which the source is believed half as much as a clean one
+HALF_LEVEL = 1 / 255
+"""Half a step of an 8-bit source in [-1, 1]: a disagreement that rounding alone can make is none, and is not added."""
 BLURRED_SLOPE = 0.3
 """Share of a source's finest detail that the network has to add to it until the source counts as blurred."""
 LEAST_TRUST = 0.2
@@ -39,6 +41,7 @@ _CLIPPED_SHARE = 0.1
 def back_projection(content: Tensor, source: Tensor, strength: float, iterations: int = DEFAULT_ITERATIONS) -> Tensor:
     """`content (T, 3, H, W)` + strength * up(`source (T, 3, h, w)` - down(content)), `iterations` times; in [-1, 1].
 
+    What is added is smaller by `HALF_LEVEL` than the difference, and nothing where that is larger.
     Both ways are antialiased bicubic. With strength 1 one iteration removes nearly all of the disagreement below the
     finest detail of the source, and leaves what the source cannot show untouched. Unless both sides are enlarged there
     is nothing that the source knows less about, and `content` is returned as it is. Not clamped.
@@ -52,7 +55,7 @@ def back_projection(content: Tensor, source: Tensor, strength: float, iterations
     for index in range(content.shape[0]):
         frame, wanted = content[index : index + 1], source[index : index + 1]
         for _ in range(iterations):
-            missing = wanted - resize_bicubic(frame, small)
+            missing = F.softshrink(wanted - resize_bicubic(frame, small), HALF_LEVEL)
             frame = torch.add(frame, resize_bicubic(missing, large), alpha=strength)
         projected[index] = frame[0]
     return projected

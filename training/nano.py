@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inference.back_projection import DEFAULT_ITERATIONS
+from inference.back_projection import DEFAULT_ITERATIONS, HALF_LEVEL
 from models.dit import DiT, DiTConfig
 from models.video_vae import VAEConfig, VideoVAE
 from training.bank import Batch
@@ -136,7 +136,8 @@ def back_project(video: Tensor, batch: Batch) -> Tensor:
     strength = batch.strength[chosen].view(-1, 1, 1, 1, 1)
     size, small = (video.shape[-2], video.shape[-1]), (source.shape[-2], source.shape[-1])
     for _ in range(DEFAULT_ITERATIONS):
-        content = content + strength * resize(source - resize(content, small), size)
+        missing = F.softshrink(source - resize(content, small), HALF_LEVEL)
+        content = content + strength * resize(missing, size)
     return video.index_copy(0, chosen, content)
 
 

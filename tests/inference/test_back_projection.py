@@ -61,6 +61,13 @@ def test_nothing_happens_unless_both_sides_are_enlarged(size: tuple[int, int]) -
     assert back_projection(content, _smooth(1, 3, 40, 48, seed=1), 1.0) is content
 
 
+def test_a_difference_that_rounding_can_make_is_not_added() -> None:
+    content = _smooth(1, 3, 80, 96)
+    source = resize_bicubic(content, Size(48, 40))
+    rounded = ((source + 1) * 127.5).round() / 127.5 - 1
+    torch.testing.assert_close(back_projection(content, rounded, 1.0), content, rtol=0, atol=1e-6)
+
+
 def test_nothing_happens_at_strength_zero() -> None:
     content = _smooth(1, 3, 80, 96)
     assert back_projection(content, _smooth(1, 3, 40, 48), 0.0) is content
