@@ -84,7 +84,9 @@ class _Decoder:
         self._info = info
         self._container = container
         self._stream = cast("VideoStream", container.streams[info.stream_index])
-        self._stream.thread_type = "AUTO"
+        # Not by frames: what threads of frames make of a damaged stream differs from run to run, and a job that goes on
+        # after a crash would not end in the same file. One thread decodes far faster than anything restores.
+        self._stream.thread_type = "SLICE"
         self._is_stopped = is_stopped
         self._num_damaged = 0
         self._ended_early = False
