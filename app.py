@@ -63,6 +63,7 @@ def assemble(
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
     import gradio as gr
 
+    from seedvr_ui.access import Access
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.routes import add_routes
@@ -76,8 +77,9 @@ def assemble(
         log.info("SeedVR Studio has stopped")
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    add_routes(app, manager)
-    handlers = Handlers(manager, {"engine": to_dict(engine)})
+    access = Access()
+    add_routes(app, manager, access)
+    handlers = Handlers(manager, access, {"engine": to_dict(engine)})
     return gr.mount_gradio_app(
         app,
         build_ui(handlers, model_choices(engine.model)),

@@ -12,31 +12,32 @@ import gradio as gr
 
 from inference.errors import RestoreError
 from inference.settings import load_settings, to_dict
+from seedvr_ui.access import Access
 from seedvr_ui.fields import to_layer
 from seedvr_ui.player import job_view
-from seedvr_ui.routes import COOKIE
 from seedvr_ui.sessions import SessionManager
-from seedvr_ui.storage import is_id, new_id
+from seedvr_ui.storage import new_id
 
 
 class Handlers:
     """The event handlers of one app. `engine` is the layer of engine settings that the process was started with."""
 
-    def __init__(self, manager: SessionManager, engine: Mapping[str, Any]) -> None:
+    def __init__(self, manager: SessionManager, access: Access, engine: Mapping[str, Any]) -> None:
         self._manager = manager
+        self._access = access
         self._engine = engine
 
     def watch(self, request: gr.Request) -> dict[str, Any]:
         """The queue of this browser as the page shows it."""
-        session = _session(request)
-        jobs, line = self._manager.jobs(session), self._manager.line()
+        owner = self._owner(request)
+        jobs, line = self._manager.jobs(owner), self._manager.line()
         return {"jobs": [job_view(job, line.get(job.id, 0)) for job in jobs]}
 
     def submit(
         self, request: gr.Request, drop: Mapping[str, Any] | None, size: str, model: str, *options: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Queue every file that the drop zone holds: the drop zone's answer and the new queue."""
-        session = _session(request)
+        owner = self._owner(request)
         drop = drop or {}
         ready = list(drop.get("ready", []))
         message = "" if ready or drop.get("repeated") else "Add a video or an image first."
@@ -44,7 +45,7 @@ class Handlers:
         try:
             settings = to_dict(load_settings(self._engine, to_layer(size, model, options)))
             for upload in ready:
-                self._manager.submit(session, [upload], settings)
+                self._manager.submit(owner, [upload], settings)
                 taken.append(upload)
         except RestoreError as error:
             message = str(error)
@@ -52,7 +53,7 @@ class Handlers:
 
     def act(self, event: gr.EventData, request: gr.Request) -> dict[str, Any]:
         """Cancel, pause, resume, retry or remove one job of this browser: the new queue."""
-        session, action, job_id = _session(request), event.action, event.id
+        owner, action, job_id = self._owner(request), event.action, event.id
         actions: dict[str, Callable[[str, str], object]] = {
             "cancel": self._manager.cancel,
             "pause": self._manager.pause,
@@ -61,14 +62,13 @@ class Handlers:
             "remove": self._manager.remove,
         }
         try:
-            actions[action](session, job_id)
+            actions[action](owner, job_id)
         except RestoreError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
         return self.watch(request)
 
-
-def _session(request: gr.Request) -> str:
-    session = str(request.cookies.get(COOKIE, ""))
-    if not is_id(session):
-        raise gr.Error("Allow cookies for this page, then reload it.", title="No session", print_exception=False)
-    return session
+    def _owner(self, request: gr.Request) -> str:
+        visitor = self._access.visitor(request.request) if request.request else None
+        if visitor is None:
+            raise gr.Error("Allow cookies for this page, then reload it.", title="No session", print_exception=False)
+        return visitor.owner

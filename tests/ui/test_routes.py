@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
+from seedvr_ui.access import COOKIE, Access
 from seedvr_ui.jobs import JobStatus
-from seedvr_ui.routes import COOKIE, add_routes
+from seedvr_ui.routes import add_routes
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.storage import is_id, new_id
 from seedvr_ui.uploads import PIECE_BYTES
@@ -20,7 +21,7 @@ from tests.ui.conftest import Submit, Wait
 @pytest.fixture
 def app(manager: SessionManager) -> FastAPI:
     app = FastAPI()
-    add_routes(app, manager)
+    add_routes(app, manager, Access())
     app.get("/", response_class=HTMLResponse)(lambda: "<p>page</p>")
     return app
 
