@@ -1,10 +1,12 @@
-"""The full-width 3B transformer and the released VAE with random weights on a CUDA card: time and peak memory.
+"""The full-width transformer and the released VAE with random weights on a CUDA card: time, rate, memory.
 
-    ./run.sh bench gpu
+    ./run.sh bench gpu --baseline
     ./run.sh bench gpu --model seedvr2-7b --size 1920x1080 --frames 21 --runs 5 --save
 
 Encodes, denoises and decodes one clip as the pipeline does: in slices of the streaming VAE, one window of the
-transformer. Weights are random, so that nothing is downloaded: time and memory do not depend on their values.
+transformer. Weights are random, so that nothing is downloaded: time and memory do not depend on their values. The
+card's own matrix product and copy are measured first. ``--baseline`` also runs the plain PyTorch path, in the same
+process. TFLOP are those of the plain path, whatever the fast one leaves out.
 """
 
 import argparse
@@ -12,18 +14,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import add_save_option, publish, table
 from inference.checkpoint import CONFIGS
 from inference.devices import plan_budget
 from inference.diffusion import denoise, unit_noise
-from models.dit import DiT
-from models.video_vae import VAEState, VideoVAE
+from inference.footprint import dit_footprint, vae_footprint
+from inference.sizes import Size
+from models.dit import DiT, DiTConfig
+from models.fused_ops import plain_pytorch
+from models.video_vae import VAEConfig, VAEState, VideoVAE
 
 Result = TypeVar("Result")
 TEXT_TOKENS = 58
@@ -37,10 +43,27 @@ class Stage:
     name: str
     seconds: list[float]
     peak_bytes: int
+    predicted_bytes: int = 0
+    flop: int = 0
+    plain_seconds: float | None = None
 
     @property
     def median_ms(self) -> float:
         return statistics.median(self.seconds) * 1e3
+
+    @property
+    def tflops(self) -> float:
+        """TFLOP/s."""
+        return self.flop / self.median_ms / 1e9
+
+    def to_row(self, ceiling: float) -> list[str]:
+        """A line of the table; `ceiling` in TFLOP/s."""
+        row = [self.name, f"{self.median_ms:.0f}", f"{self.flop / 1e12:.0f}", f"{self.tflops:.0f}"]
+        row += [f"{100 * self.tflops / ceiling:.0f} %"]
+        row += [f"{self.peak_bytes / 2**30:.2f}", f"{self.predicted_bytes / 2**30:.2f}"]
+        if self.plain_seconds is not None:
+            row += [f"{self.plain_seconds * 1e3:.0f}", f"{self.plain_seconds * 1e3 / self.median_ms:.2f}"]
+        return row
 
 
 def randomize(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -58,13 +81,6 @@ def randomize(network: nn.Module, device: torch.device, dtype: torch.dtype) -> N
     network.eval().requires_grad_(False)
 
 
-def make_models(dit: DiT, vae: VideoVAE, device: torch.device, dtype: torch.dtype) -> None:
-    """Fill both meta-device networks for inference."""
-    randomize(dit, device, dtype)
-    randomize(vae, device, dtype)
-    vae.prepare_for_inference()
-
-
 def encode(vae: VideoVAE, video: Tensor, slice_frames: int) -> Tensor:
     """Latent ``(1, C, t, h, w)`` of ``video`` (1, 3, 4n+1, H, W), streamed in slices of ``slice_frames``."""
     state: VAEState | None = None
@@ -76,14 +92,50 @@ def encode(vae: VideoVAE, video: Tensor, slice_frames: int) -> Tensor:
     return torch.cat(latents, dim=2)
 
 
-def decode(vae: VideoVAE, latent: Tensor, slice_latents: int) -> int:
+def decode(vae: VideoVAE, latent: Tensor, slice_latents: int, max_frames: int | None = None) -> int:
     """Decode in slices, each dropped once it is there, as a writer would take it; returns the number of frames."""
     state: VAEState | None = None
     frames = 0
     for part in latent.split(slice_latents, dim=2):
-        video, state = vae.decode(part, state)
+        video, state = vae.decode(part, state, max_frames=max_frames)
         frames += video.shape[2]
+        del video
     return frames
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """What the card reaches: a large matrix product in TFLOP/s, a large copy in GB/s (bytes read and written)."""
+    side = 8192
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product, _ = time_stage("", lambda: left @ right, 10, device)
+    source = torch.randn(2**29, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    copy, _ = time_stage("", lambda: target.copy_(source), 10, device)
+    return 2 * side**3 / product.median_ms / 1e9, 2 * source.nbytes / copy.median_ms / 1e6
+
+
+def count_flop(dit: DiTConfig, vae: VAEConfig, size: tuple[int, int], num_frames: int) -> list[int]:
+    """Floating-point operations of the plain encoder, transformer and decoder, counted on tensors without values."""
+    width, height = size
+    latents = (num_frames + 3) // 4
+    with torch.device("meta"):
+        network, autoencoder = DiT(dit), VideoVAE(vae)
+        video = torch.empty(1, 3, num_frames, height, width)
+        latent = torch.empty(1, vae.latent_channels, latents, height // 8, width // 8)
+        tokens = torch.empty(latent[0, 0].numel(), dit.in_channels)
+        text = torch.empty(TEXT_TOKENS, dit.text_width)
+    shape = torch.tensor([list(latent.shape[2:])])
+    steps: list[Callable[[], object]] = [
+        lambda: autoencoder.encode(video),
+        lambda: network(tokens, text, torch.tensor([1000.0]), shape, torch.tensor([TEXT_TOKENS])),
+        lambda: autoencoder.decode(latent),
+    ]
+    counts = []
+    for step in steps:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            step()
+        counts.append(counter.get_total_flops())
+    return counts
 
 
 def time_stage(name: str, work: Callable[[], Result], runs: int, device: torch.device) -> tuple[Stage, Result]:
@@ -110,9 +162,14 @@ def measure(dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, run
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     width, height = size
+    weights = sum(value.nbytes for network in (dit, vae) for value in network.parameters())
     video = torch.rand(1, 3, num_frames, height, width, device=device, dtype=dtype) * 2 - 1
     text = torch.randn(TEXT_TOKENS, dit.config.text_width, device=device, dtype=dtype)
-    budget = plan_budget(device, dtype, width * height, dit.config.width, vae.config.widths[0])
+    num_latents = (num_frames + 3) // 4
+    budget = plan_budget(device, dtype, Size(width, height), dit.config, vae.config, num_latents)
+    part = vae_footprint(
+        vae.config, width, height, dtype, budget.encode_frames, budget.decode_latents, budget.max_frames
+    )
 
     encoding, latent = time_stage("VAE encode", lambda: encode(vae, video, budget.encode_frames), runs, device)
     grid = latent[0].permute(1, 2, 3, 0).contiguous()
@@ -120,10 +177,30 @@ def measure(dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, run
     noise = unit_noise(0, 0, (t, h, w, channels)).to(device)
     denoising, restored = time_stage("DiT", lambda: denoise(dit, noise, grid, text), runs, device)
     back = restored.permute(3, 0, 1, 2)[None].to(dtype)
-    decoding, frames = time_stage("VAE decode", lambda: decode(vae, back, budget.decode_latents), runs, device)
+    decoding, frames = time_stage(
+        "VAE decode", lambda: decode(vae, back, budget.decode_latents, budget.max_frames), runs, device
+    )
     if frames != num_frames:
         raise AssertionError(f"{frames} frames came out of {num_frames}")
-    return [encoding, denoising, decoding]
+    window = dit_footprint(dit.config, num_latents, width, height, dtype)
+    predicted = [weights + video.nbytes + peak for peak in (part.encode_peak, window, part.decode_peak)]
+    flop = count_flop(dit.config, vae.config, size, num_frames)
+    stages = zip((encoding, denoising, decoding), predicted, flop, strict=True)
+    return [replace(stage, predicted_bytes=peak, flop=count) for stage, peak, count in stages]
+
+
+def measure_both(
+    dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int, *, baseline: bool
+) -> list[Stage]:
+    """The stages of the fast path, with the times of the plain one if ``baseline``; ``vae`` is not prepared yet."""
+    plain: list[float | None] = [None] * 3
+    if baseline:
+        with plain_pytorch():
+            plain = [statistics.median(stage.seconds) for stage in measure(dit, vae, size, num_frames, runs)]
+        torch.cuda.empty_cache()
+    vae.prepare_for_inference()
+    stages = measure(dit, vae, size, num_frames, runs)
+    return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -135,6 +212,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=int, default=5, metavar="N", help="the median of N is reported (default: %(default)s)"
     )
+    parser.add_argument("--baseline", action="store_true", help="run the plain PyTorch path too, and print the ratio")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
     if not torch.cuda.is_available():
@@ -143,42 +221,61 @@ def main(argv: Sequence[str]) -> int:
 
     device, dtype = torch.device("cuda:0"), torch.bfloat16
     width, height = (-(-int(side) // 16) * 16 for side in arguments.size.split("x"))
+    limits = ceilings(device, dtype)
+    torch.cuda.empty_cache()
     dit_config, vae_config = CONFIGS[arguments.model]
     with torch.device("meta"):
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
-    make_models(dit, vae, device, dtype)
-    weights = torch.cuda.memory_allocated(device)
-    stages = measure(dit, vae, (width, height), arguments.frames, arguments.runs)
+    randomize(dit, device, dtype)
+    randomize(vae, device, dtype)
+    stages = measure_both(dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline)
+    body, result = describe(stages, limits, device)
+    title = f"{arguments.model} on {result['card']}"
+    about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
+    body = (
+        f"{arguments.model} with random weights, bfloat16, {width}x{height}, {arguments.frames} frames; median of"
+        f" {arguments.runs} after one warm-up. {body}\n\n"
+        f"{arguments.frames / result['total_ms'] * 1e3:.2f} frames/s without reading and writing of files."
+    )
+    values = {**about, "frames": arguments.frames, **result}
+    publish("gpu", title, body, values, arguments.results if arguments.save else None)
+    return 0
 
-    total = sum(stage.median_ms for stage in stages)
-    rows = [
-        [s.name, f"{s.median_ms:.0f}", f"{min(s.seconds) * 1e3:.0f}", f"{s.peak_bytes / 2**30:.2f}"] for s in stages
-    ]
-    rows.append(["**all**", f"{total:.0f}", "", f"{max(s.peak_bytes for s in stages) / 2**30:.2f}"])
-    card = torch.cuda.get_device_name(device)
+
+def describe(stages: list[Stage], limits: tuple[float, float], device: torch.device) -> tuple[str, dict[str, Any]]:
+    """The stages as text with a table, and as JSON-able values."""
+    product, copy = limits
+    plain = [stage.plain_seconds for stage in stages if stage.plain_seconds is not None]
+    whole = Stage(
+        name="**all**",
+        seconds=[sum(stage.median_ms for stage in stages) / 1e3],
+        peak_bytes=max(stage.peak_bytes for stage in stages),
+        predicted_bytes=max(stage.predicted_bytes for stage in stages),
+        flop=sum(stage.flop for stage in stages),
+        plain_seconds=sum(plain) if plain else None,
+    )
+    header = ["stage", "ms", "TFLOP", "TFLOP/s", "of ceiling", "peak GiB", "predicted GiB"]
+    header += ["plain ms", "ratio"] if plain else []
     software = {
-        "card": card,
+        "card": torch.cuda.get_device_name(device),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
-    body = (
-        f"{arguments.model} with random weights, bfloat16, {width}x{height}, {arguments.frames} frames;"
-        f" median of {arguments.runs} after one warm-up. {', '.join(f'{k} {v}' for k, v in software.items())}.\n"
-        f"Weights take {weights / 2**30:.2f} GiB; peak memory includes them.\n\n"
-        f"{table(['stage', 'median ms', 'best ms', 'peak GiB'], rows)}\n\n"
-        f"{arguments.frames / total * 1e3:.2f} frames/s without reading and writing of files."
+    text = (
+        f"{', '.join(f'{key} {value}' for key, value in software.items())}. Ceilings measured first: matrix product"
+        f" {product:.0f} TFLOP/s, copy {copy:.0f} GB/s. Memory includes the weights.\n\n"
+        f"{table(header, [stage.to_row(product) for stage in (*stages, whole)])}"
     )
-    result = {
-        "model": arguments.model,
-        "weights": "random",
-        "precision": "bfloat16",
-        "size": [width, height],
-        "frames": arguments.frames,
-        "software": software,
-        "stages": {s.name: {"median_ms": round(s.median_ms, 1), "peak_bytes": s.peak_bytes} for s in stages},
-        "total_ms": round(total, 1),
-        "weights_bytes": weights,
+    values = {
+        stage.name: {
+            "median_ms": round(stage.median_ms, 1),
+            "plain_ms": None if stage.plain_seconds is None else round(stage.plain_seconds * 1e3, 1),
+            "tflop": round(stage.flop / 1e12, 2),
+            "peak_bytes": stage.peak_bytes,
+            "predicted_bytes": stage.predicted_bytes,
+        }
+        for stage in stages
     }
-    publish("gpu", f"{arguments.model} on {card}", body, result, arguments.results if arguments.save else None)
-    return 0
+    limits_of = {"matmul_tflops": round(product, 1), "copy_gbs": round(copy, 1)}
+    return text, {**software, **limits_of, "stages": values, "total_ms": round(whole.median_ms, 1)}

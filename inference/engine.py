@@ -83,6 +83,8 @@ class Engine:
         """
         if self._models is None:
             log.info("loading %s on %s in %s", self.entry.name, self.device, self.dtype)
+            if self.dtype is torch.float32:  # what is asked for; cuDNN would round its operands to 10 bits
+                torch.backends.cudnn.allow_tf32 = False
             settings = self.settings
             self._models = load_models(
                 self.entry.name, settings.weights, self.device, self.dtype, settings.offline, report_bytes

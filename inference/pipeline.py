@@ -119,9 +119,9 @@ def plan_shots(job: Job, models: Models) -> ShotPlan:
         budget=plan_budget(
             parameter.device,
             parameter.dtype,
-            padded.pixels,
-            models.dit.config.width,
-            models.vae.config.widths[0],
+            padded,
+            models.dit.config,
+            models.vae.config,
             frames_to_latents(restore.window),
         ),
         overlap=restore.overlap,

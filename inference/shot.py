@@ -205,7 +205,9 @@ class ShotStream:
     @torch.inference_mode()
     def _decode_slice(self, latent: Tensor) -> tuple[Tensor, VAEState]:
         scaled = (latent / self._models.latent_scale).to(self._dtype)
-        video, state = self._models.vae.decode(scaled, self.state.decoder, self._tracker.check)
+        video, state = self._models.vae.decode(
+            scaled, self.state.decoder, self._tracker.check, self._plan.budget.max_frames
+        )
         return rearrange(video, "1 C T H W -> T C H W"), state
 
     @torch.inference_mode()

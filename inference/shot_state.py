@@ -123,4 +123,4 @@ def _pack(stream: VAEState | None) -> dict[str, Any] | None:
 
 
 def _unpack(values: dict[str, Any] | None) -> VAEState | None:
-    return None if values is None else VAEState(tuple(values["histories"]), int(values["num_frames"]))
+    return None if values is None else VAEState(list(values["histories"]), int(values["num_frames"]))

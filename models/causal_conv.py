@@ -21,15 +21,16 @@ class VAEState:
 
     ``histories`` holds, in the order in which the convolutions run, the last frames that each of them has seen. Every
     tensor owns its memory, so a state never keeps a whole activation alive. ``num_frames`` counts the input frames so
-    far.
+    far. The fast form for GPUs uses a state up: it takes the histories out as it goes, since two sets of them would be
+    most of its memory.
     """
 
-    histories: tuple[Tensor, ...]
+    histories: list[Tensor]
     num_frames: int
 
     def to(self, device: torch.device | str) -> VAEState:
         """The same state on another device."""
-        return VAEState(tuple(history.to(device) for history in self.histories), self.num_frames)
+        return VAEState([history.to(device) for history in self.histories], self.num_frames)
 
 
 class ConvStream:
@@ -84,7 +85,7 @@ class ConvStream:
         """
         if self._old is not None and len(self._old) != len(self._new):
             raise ValueError("This streaming state belongs to another model or direction; start the clip with None.")
-        return VAEState(tuple(self._new), self._num_frames + num_frames)
+        return VAEState(self._new, self._num_frames + num_frames)
 
 
 class CausalConv3d(nn.Conv3d):

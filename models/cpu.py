@@ -16,13 +16,14 @@ What makes it fast:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.causal_conv import VAEState
 from models.frame_ops import Frames, FrameStream, NormSilu, TimeConv, conv2d, conv2d_accumulate, dense
 from models.merged_upsampler import FIRST, SECOND, SPATIAL, STEADY, MergedKernel, merge_kernel, unfold_grid
 
@@ -293,3 +294,26 @@ class FastDecoder:
 def _to_frames(video: Tensor) -> Frames:
     """Frames (B, C, H, W) that own their memory, of (B, C, T, H, W)."""
     return [frame.clone(memory_format=torch.channels_last) for frame in video.unbind(dim=2)]
+
+
+class FastVAE:
+    """Both directions in their fast form. Without gradients."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        self._encoder, self._decoder = FastEncoder(encoder), FastDecoder(decoder)
+
+    @torch.no_grad()
+    def encode(
+        self, video: Tensor, state: VAEState | None, on_step: Callable[[], None] | None
+    ) -> tuple[Tensor, VAEState]:
+        """``VideoVAE.encode``, but for the posterior: its moments (B, 2C, t, h, w)."""
+        stream = FrameStream(state, on_step)
+        return self._encoder(video, stream), stream.finish(video.shape[2])
+
+    @torch.no_grad()
+    def decode(
+        self, latent: Tensor, state: VAEState | None, on_step: Callable[[], None] | None, max_frames: int | None = None
+    ) -> tuple[Tensor, VAEState]:
+        """``VideoVAE.decode``; frames are done one by one, whatever ``max_frames`` is."""
+        stream = FrameStream(state, on_step)
+        return self._decoder(latent, stream), stream.finish(latent.shape[2])

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import Attend, attention
-from models.norms import ATTENTION, MLP, BlockModulation, OutputModulation, RMSNorm, rms_norm
+from models.norms import ATTENTION, MLP, BlockModulation, OutputModulation, RMSNorm
 from models.packing import PATCH, PackedLayout, WindowLayout, build_layout, patchify, unpatchify
-from models.rope import Rope, RopeBuffer, RopeSpec, rotate
+from models.rope import Rope, RopeBuffer, RopeSpec
+from models.token_ops import ProjectedTokens, all_qkv, rms_norm, silu_mul, window_qkv
 from models.windows import Size3
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "Mlp", "Rope", "time_sinusoid"]
@@ -157,7 +158,7 @@ class SwiGLU(nn.Module):
         self.proj_in = nn.Linear(config.width, config.mlp_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj_out(F.silu(self.proj_in_gate(x)) * self.proj_in(x))
+        y: Tensor = self.proj_out(silu_mul(self.proj_in_gate(x), self.proj_in(x)))
         return y
 
 
@@ -188,7 +189,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, config: DiTConfig, names: Sequence[str]) -> None:
         super().__init__()
-        self.heads = (config.num_heads, config.head_dim)
+        self.num_heads = config.num_heads
         inner = config.inner_width
         self.proj_qkv = _per_stream(names, lambda: nn.Linear(config.width, 3 * inner, bias=False))
         self.proj_out = _per_stream(names, lambda: nn.Linear(inner, config.width))
@@ -200,31 +201,24 @@ class WindowAttention(nn.Module):
         self, parts: Parts, layout: PackedLayout, windows: WindowLayout, attend: Attend, *, keep_text: bool
     ) -> Parts:
         """Both streams, or only the video as one part when the result for the text is not needed."""
-        q, k, v = self._queries_keys_values(parts, windows.rotation)  # (L + M, N, D) each
-        keys, values = k.index_select(0, windows.rows), v.index_select(0, windows.rows)
+        streams = [
+            ProjectedTokens(qkv, cast("RMSNorm", norm_q).weight, cast("RMSNorm", norm_k).weight)
+            for qkv, norm_q, norm_k in zip(
+                _apply(self.proj_qkv, parts), self.norm_q.values(), self.norm_k.values(), strict=True
+            )
+        ]
         if not keep_text:
+            q, k, v = all_qkv(streams, windows.rotation, self.num_heads)
+            keys, values = k.index_select(0, windows.rows), v.index_select(0, windows.rows)
             mixed = attend(q.index_select(0, windows.video_rows), keys, values, windows.video_lengths).flatten(1)
             return _apply(self.proj_out, (mixed.index_select(0, windows.video_restore),))
-        mixed = attend(q.index_select(0, windows.rows), keys, values, windows.lengths).flatten(1)
+        q, k, v = window_qkv(streams, windows.rotation, windows.rows, self.num_heads)
+        mixed = attend(q, k, v, windows.lengths).flatten(1)
         video = mixed.index_select(0, windows.restore)
         # A text takes part in every window of its video; its result is the mean, small border windows included.
         text = [mixed[places].mean(0) for places in windows.text_places]
         out = (torch.cat([video, *text]),) if len(parts) == 1 else (video, torch.cat(text))
         return _apply(self.proj_out, out)
-
-    def _queries_keys_values(self, parts: Parts, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = [], [], []
-        rotations = rotation.split([len(part) for part in parts])
-        projected = _apply(self.proj_qkv, parts)
-        norms = zip(self.norm_q.values(), self.norm_k.values(), strict=True)
-        for qkv, table, (norm_q, norm_k) in zip(projected, rotations, norms, strict=True):
-            q, k, v = qkv.unflatten(-1, (3, *self.heads)).unbind(1)
-            queries.append(rotate(norm_q(q), table).to(v.dtype))
-            keys.append(rotate(norm_k(k), table).to(v.dtype))
-            values.append(v)
-        if len(parts) == 1:
-            return queries[0], keys[0], values[0]
-        return torch.cat(queries), torch.cat(keys), torch.cat(values)
 
 
 class DiTBlock(nn.Module):
@@ -265,7 +259,7 @@ class DiTBlock(nn.Module):
 
     def _enter(self, parts: Parts, layer: int, embedding: Tensor, layout: PackedLayout) -> Parts:
         return tuple(
-            ada.enter(rms_norm(part), layer, embedding, owners)
+            ada.enter(part, layer, embedding, owners)
             for ada, part, owners in zip(self._modulations(parts), parts, layout.owners_of(parts), strict=True)
         )
 

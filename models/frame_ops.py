@@ -111,7 +111,7 @@ class FrameStream:
         """The state after this slice of ``num_frames`` frames."""
         if self._old is not None and len(self._old) != len(self._new):
             raise ValueError("This streaming state belongs to another model or direction; start the clip with None.")
-        return VAEState(tuple(self._new), self.num_frames + num_frames)
+        return VAEState(self._new, self.num_frames + num_frames)
 
 
 def dense(weight: Tensor) -> Tensor:

@@ -6,20 +6,15 @@ Source of the formulas: specification of the transformer, sections 5 and 6.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-5
+from models.token_ops import gate_add, norm_scale_shift, rms_norm, scale_shift
+
 ATTENTION, MLP = 0, 1
 """Index of a sub-layer in the time embedding."""
 
 SHIFT, SCALE, GATE = 0, 1, 2
 """Index of a vector within a sub-layer of the time embedding."""
-
-
-def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """`x / sqrt(mean(x^2) + 1e-5)` over the last axis, times `weight`; statistics in float32, dtype of `x` kept."""
-    return F.rms_norm(x, x.shape[-1:], weight, EPS)
 
 
 class RMSNorm(nn.Module):
@@ -51,14 +46,14 @@ class BlockModulation(nn.Module):
         self.mlp_shift, self.mlp_scale, self.mlp_gate = _vectors(width)
 
     def enter(self, x: Tensor, layer: int, embedding: Tensor, owners: Tensor | None) -> Tensor:
-        """Scale and shift the normed input `x` `(L, C)` of a sub-layer. No "1 +": the stored scale carries it."""
+        """Norm, scale and shift the input `x` `(L, C)` of a sub-layer. No "1 +": the stored scale carries it."""
         shift, scale = (self.attn_shift, self.attn_scale) if layer == ATTENTION else (self.mlp_shift, self.mlp_scale)
-        return scale_shift(x, scale, shift, embedding[layer], owners)
+        return norm_scale_shift(x, *_factor_offset(scale, shift, embedding[layer], owners))
 
     def leave(self, x: Tensor, residual: Tensor, layer: int, embedding: Tensor, owners: Tensor | None) -> Tensor:
         """`residual + gate * x`, both `(L, C)`."""
         gate = self.attn_gate if layer == ATTENTION else self.mlp_gate
-        return torch.addcmul(residual, x, _rows(embedding[layer, GATE] + gate, owners))
+        return gate_add(x, _rows(embedding[layer, GATE] + gate, owners), residual)
 
 
 class OutputModulation(nn.Module):
@@ -70,17 +65,12 @@ class OutputModulation(nn.Module):
         self.out_scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, embedding: Tensor, owners: Tensor | None) -> Tensor:
-        return scale_shift(x, self.out_scale, self.out_shift, embedding[ATTENTION], owners)
+        return scale_shift(x, *_factor_offset(self.out_scale, self.out_shift, embedding[ATTENTION], owners))
 
 
-def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, embedding: Tensor, owners: Tensor | None) -> Tensor:
-    """`x * (embedding scale + scale) + (embedding shift + shift)`; `embedding` `(3, B, C)` is one sub-layer's slice."""
-    factor, offset = _rows(embedding[SCALE] + scale, owners), _rows(embedding[SHIFT] + shift, owners)
-    if x.dtype is torch.float32:
-        # Two roundings, like the published network: with a fused one, queries and keys that lie on a tie round to the
-        # other bfloat16 value before attention, and whole rows of the result then differ.
-        return (x * factor).add_(offset)
-    return torch.addcmul(offset, x, factor)
+def _factor_offset(scale: Tensor, shift: Tensor, embedding: Tensor, owners: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a sub-layer's input is multiplied by, then what is added; `embedding` `(3, B, C)` is its slice."""
+    return _rows(embedding[SCALE] + scale, owners), _rows(embedding[SHIFT] + shift, owners)
 
 
 def _rows(vectors: Tensor, owners: Tensor | None) -> Tensor:

@@ -15,9 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import cpu, gpu
 from models.causal_conv import CausalConv3d, ConvStream, VAEState
-from models.cpu import FastDecoder, FastEncoder
-from models.frame_ops import FrameStream
 
 __all__ = ["Posterior", "VAEConfig", "VAEState", "VideoVAE", "rename_legacy_keys"]
 
@@ -254,8 +253,7 @@ class VideoVAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self._fast_encoder: FastEncoder | None = None
-        self._fast_decoder: FastDecoder | None = None
+        self._fast: cpu.FastVAE | gpu.FastVAE | None = None
 
     def encode(
         self, video: Tensor, state: VAEState | None = None, on_step: Callable[[], None] | None = None
@@ -265,7 +263,7 @@ class VideoVAE(nn.Module):
         Args:
             video: (B, 3, T, H, W) in [-1, 1]; T is 1, 5, 9, ... at the clip start, then 4, 8, 12, ...
             state: what the previous slice returned; None starts a clip.
-            on_step: called before each convolution; it may raise, and ``state`` is then still as it was.
+            on_step: called before each convolution; it may raise. ``state`` is then still as it was, except on a GPU.
 
         Returns:
             The posterior of (B, C, t, h, w), t = (T + 3) // 4, and the state for the next slice.
@@ -280,22 +278,26 @@ class VideoVAE(nn.Module):
             )
         if state is not None and (num_frames % 4 != 0 or num_frames == 0):
             raise ValueError(f"A later slice of a clip must have 4, 8, 12, ... frames to be encoded, not {num_frames}.")
-        if self._fast_encoder is not None:
-            with torch.no_grad():
-                frames = FrameStream(state, on_step)
-                return Posterior.from_moments(self._fast_encoder(video, frames)), frames.finish(num_frames)
+        if self._fast is not None:
+            moments, state = self._fast.encode(video, state, on_step)
+            return Posterior.from_moments(moments), state
         stream = ConvStream(state, on_step)
         return Posterior.from_moments(self.encoder(video, stream)), stream.finish(num_frames)
 
     def decode(
-        self, latent: Tensor, state: VAEState | None = None, on_step: Callable[[], None] | None = None
+        self,
+        latent: Tensor,
+        state: VAEState | None = None,
+        on_step: Callable[[], None] | None = None,
+        max_frames: int | None = None,
     ) -> tuple[Tensor, VAEState]:
         """Decodes the next slice of a clip.
 
         Args:
             latent: (B, C, t, h, w), any t >= 1.
             state: what the previous slice returned; None starts a clip.
-            on_step: called before each convolution; it may raise, and ``state`` is then still as it was.
+            on_step: called before each convolution; it may raise. ``state`` is then still as it was, except on a GPU.
+            max_frames: the most frames that the fast form for GPUs has in work at full size at a time.
 
         Returns:
             Video (B, 3, T, 8 h, 8 w), T = 4 (t - 1) + 1 at the clip start, else 4 t; and the state for the next slice.
@@ -305,22 +307,26 @@ class VideoVAE(nn.Module):
         """
         if latent.shape[2] == 0:
             raise ValueError("There is no latent frame to decode; pass at least one.")
-        if self._fast_decoder is not None:
-            with torch.no_grad():
-                frames = FrameStream(state, on_step)
-                return self._fast_decoder(latent, frames), frames.finish(latent.shape[2])
+        if self._fast is not None:
+            return self._fast.decode(latent, state, on_step, max_frames)
         stream = ConvStream(state, on_step)
         return self.decoder(latent, stream), stream.finish(latent.shape[2])
 
     def prepare_for_inference(self) -> None:
-        """Builds the fast forms from the loaded weights, once; results stay equal to the plain ones to rounding.
+        """Builds the fast form from the loaded weights, once; results stay equal to the plain ones to rounding.
 
-        On the CPU this is ``models/cpu.py``, which gives no gradients; elsewhere nothing changes. Call it after loading
-        and moving the model: later changes of the weights are not seen, and states of the two forms do not mix.
+        It is ``models/cpu.py`` or ``models/gpu.py``, by the device of the weights; neither gives gradients, and the
+        latter takes one clip at a time (B = 1). Call it after loading and moving the model: later changes of weights
+        are not seen, and states of two forms do not mix.
         """
         weight = self.encoder.conv_in.weight
-        if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):
-            self._fast_encoder, self._fast_decoder = FastEncoder(self.encoder), FastDecoder(self.decoder)
+        if weight.is_cuda:
+            for parameter in self.parameters():
+                if parameter.ndim == 5:  # so that the fast form needs no copy of its own
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            self._fast = gpu.FastVAE(self.encoder, self.decoder)
+        elif weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):
+            self._fast = cpu.FastVAE(self.encoder, self.decoder)
 
 
 _LEGACY_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

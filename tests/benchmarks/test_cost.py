@@ -72,10 +72,12 @@ def test_the_gpu_benchmark_needs_a_card_and_says_so(
 def test_the_gpu_stages_run_on_random_weights() -> None:
     with torch.device("meta"):
         dit, vae = DiT(TINY_DIT), VideoVAE(TINY_VAE)
-    gpu.make_models(dit, vae, torch.device("cpu"), torch.float32)
-    stages = gpu.measure(dit, vae, (32, 16), num_frames=9, runs=2)
+    for network in (dit, vae):
+        gpu.randomize(network, torch.device("cpu"), torch.float32)
+    stages = gpu.measure_both(dit, vae, (32, 16), num_frames=9, runs=2, baseline=True)
     assert [stage.name for stage in stages] == ["VAE encode", "DiT", "VAE decode"]
-    assert all(len(stage.seconds) == 2 and stage.median_ms > 0 for stage in stages)
+    assert all(len(stage.seconds) == 2 and stage.median_ms > 0 and stage.plain_seconds for stage in stages)
+    assert all(stage.flop > 0 and stage.predicted_bytes > 0 for stage in stages)
 
 
 def test_random_weights_keep_activations_finite() -> None:

@@ -140,7 +140,7 @@ def test_a_job_can_stop_within_every_convolution_of_a_slice(
 
     stream = ShotStream(tiny_models, PLAN, Counting(Meter(CPU)))
     for name in parts:
-        network = getattr(tiny_models.vae, f"_fast_{name}r")
+        network = getattr(tiny_models.vae._fast, f"_{name}r")
 
         def counted(x: Tensor, frames: object, name: str = name, network: Callable[..., Tensor] = network) -> Tensor:
             before = looks
@@ -149,7 +149,7 @@ def test_a_job_can_stop_within_every_convolution_of_a_slice(
             finally:
                 parts[name] = looks - before
 
-        setattr(tiny_models.vae, f"_fast_{name}r", counted)
+        setattr(tiny_models.vae._fast, f"_{name}r", counted)
     list(islice(stream.slices(moving_frames(20)), 2))
 
     num_convs = {

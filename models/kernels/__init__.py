@@ -1,0 +1,1 @@
+"""Triton kernels; imported only where CUDA tensors are computed, or by tests, which also run them interpreted."""

@@ -1,0 +1,108 @@
+"""Every step that has a Triton kernel, on small tensors; as a program, kernels against their plain twins.
+
+Triton decides when it is imported whether kernels are interpreted, so that needs a process of its own:
+
+    TRITON_INTERPRET=1 python -m tests.models.kernel_steps
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models import fused_ops, token_ops
+from tests.models.vae_models import random_tensor
+
+
+def small(*shape: int, seed: int = 1) -> Tensor:
+    return random_tensor(*shape, dtype=torch.float32, seed=seed)
+
+
+def norm_of(channels: int) -> nn.GroupNorm:
+    norm = nn.GroupNorm(8, channels, eps=1e-6).requires_grad_(False)
+    norm.weight.copy_(small(channels, seed=8))
+    norm.bias.copy_(small(channels, seed=9))
+    return norm
+
+
+def add_into_a_padded_picture() -> list[Tensor]:
+    buffer = torch.full((3, 8, 10, 32), 7.0)
+    _, moments = fused_ops.add(
+        small(3, 7, 9, 32) + 40, small(32, seed=2), small(3, 7, 9, 32, seed=3), 8, buffer[:, :7, :9]
+    )
+    return [buffer, moments]
+
+
+def norm_and_silu() -> list[Tensor]:
+    x, bias = small(3, 7, 9, 32) + 40, small(32, seed=2)
+    moments, out, normed = fused_ops.moments(x, bias, 8), torch.empty_like(x), torch.empty_like(x)
+    fused_ops.norm_silu(x, bias, moments, norm_of(32), out)
+    fused_ops.norm_silu(x, None, fused_ops.moments(x, None, 8), norm_of(32), normed, silu=False)
+    return [moments, out, normed]
+
+
+def unfold() -> list[Tensor]:
+    out = torch.empty(4, 6, 8, 32)
+    moments = fused_ops.unfold(small(2, 4, 5, 4 * 2 * 32), small(3, 3, 4 * 2 * 32, seed=2), 2, 8, out)
+    return [out, moments]
+
+
+def pictures() -> list[Tensor]:
+    inside, moments = fused_ops.picture_in(small(5, 6, 9, 4), small(32, 4, 3, 3, 3, seed=2), small(32, seed=3), 8)
+    return [inside, moments, fused_ops.picture_out(small(5, 6, 9, 32), small(3, 32, 3, 3, 3, seed=2), small(3, seed=3))]
+
+
+def softmax() -> list[Tensor]:
+    return [fused_ops.softmax(20 * small(5, 70), 0.3, torch.float32)]
+
+
+def tokens() -> list[Tensor]:
+    x, rest = small(9, 48), small(9, 48, seed=2)
+    row, other = small(1, 48, seed=3), small(1, 48, seed=4)
+    return [token_ops.norm_scale_shift(x, row, other), token_ops.gate_add(x, row, rest), token_ops.silu_mul(x, rest)]
+
+
+def queries_of_two_streams() -> list[Tensor]:
+    video, text = (
+        token_ops.ProjectedTokens(small(rows, 3 * 3 * 16, seed=rows), small(16, seed=5), small(16, seed=rows + 1))
+        for rows in (11, 4)
+    )
+    shared = token_ops.ProjectedTokens(torch.cat([video.qkv, text.qkv]), video.norm_q, video.norm_k)
+    rotation = torch.polar(torch.ones(15, 8), 3 * small(15, 8, seed=6))
+    rows = torch.randint(0, 15, (37,), generator=torch.Generator().manual_seed(0))
+    return [q for streams in ([video, text], [shared]) for q in token_ops.window_qkv(streams, rotation, rows, 3)]
+
+
+STEPS: list[Callable[[], list[Tensor]]] = [
+    add_into_a_padded_picture,
+    norm_and_silu,
+    unfold,
+    pictures,
+    softmax,
+    tokens,
+    queries_of_two_streams,
+]
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print the largest difference of each step, relative to its largest value, as JSON."""
+    plain = {step.__name__: step() for step in STEPS}
+    fused_ops.uses_kernels = token_ops.uses_kernels = lambda x: True  # type: ignore[assignment]
+    fused_ops._TILE, fused_ops._LOOP, fused_ops._COMBINED = 512, 2, 4  # small tensors have several tiles and blocks
+    fused_ops._PICTURE_TILE, fused_ops._SOFTMAX_BLOCK = 16, 32
+    found = {}
+    for step in STEPS:
+        pairs = zip(step(), plain[step.__name__], strict=True)
+        found[step.__name__] = max(
+            ((result - expected).abs().max() / expected.abs().max()).item() for result, expected in pairs
+        )
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
