@@ -204,6 +204,7 @@ class SessionManager:
         job = self._change_and_stop(owner, job_id, stop)
         if job.keeps_no_work:
             self.storage.remove(job.work)
+            self.storage.remove(job.part)
         return job
 
     def pause(self, owner: str, job_id: str) -> Job:
