@@ -73,6 +73,11 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def device_memory(device: torch.device) -> int | None:
+    """The bytes of memory that a CUDA device has; None for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 # Bytes of activations for each output pixel of one frame, in units of (width of the network x bytes per number):
 # rough upper bounds that leave room for the allocator's fragmentation, not a model of the networks.
 _DIT_TOKEN_COPIES = 24

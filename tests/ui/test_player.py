@@ -9,7 +9,8 @@ import pytest
 
 from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job
-from seedvr_ui.player import job_view, media_facts, preview_file, to_size, to_words
+from seedvr_ui.player import job_view, preview_file
+from seedvr_ui.wording import media_facts, to_size, to_words
 
 
 @pytest.fixture
