@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from seedvr_ui.jobs import Job, JobStatus
@@ -69,13 +70,14 @@ class Snapshots:
 
         unfinished = manager.unfinished(question.owner)
         finished, number = manager.finished(question.owner, question.search, question.limit)
-        latest = finished if not question.search else manager.finished(question.owner, limit=_NUM_ENDED)[0]
+        shown = [view(job) for job in finished]
+        ended = shown if not question.search else map(view, manager.finished(question.owner, limit=_NUM_ENDED)[0])
         limits = manager.limits
         return {
             "running": [view(job) for job in unfinished if job.status is JobStatus.RUNNING],
             "waiting": [view(job) for job in unfinished if job.status is not JobStatus.RUNNING],
-            "finished": {"jobs": [view(job) for job in finished], "number": number, "search": question.search},
-            "ended": [_ended(view(job)) for job in latest[:_NUM_ENDED]],
+            "finished": {"jobs": shown, "number": number, "search": question.search},
+            "ended": [_ended(one) for one in islice(ended, _NUM_ENDED)],
             "space": {
                 "used": manager.usage(question.owner).num_bytes,
                 "limit": limits.max_stored_bytes,

@@ -249,7 +249,7 @@ class Store:
         are in all.
         """
         query = rows.finished_of(owner, search)
-        latest = query.order_by(JOBS.c.finished_at.desc(), JOBS.c.id).limit(limit)
+        latest = query.order_by(JOBS.c.finished_at.desc(), JOBS.c.id.desc()).limit(limit)
         with self._database.read() as connection:
             number = connection.execute(query.with_only_columns(func.count())).scalar_one()
             found = connection.execute(latest).all()

@@ -32,6 +32,7 @@ JOBS = Table(
     Column("words", Text, nullable=False, server_default=""),
     Index("jobs_of_owner", "owner"),
     Index("jobs_in_line", "status", "priority", "place"),
+    Index("jobs_finished", "owner", "finished_at", "id", "status"),
 )
 """One row a job. `document` is the manifest; `stamp` tells which one; `token`, `holder` and `lease_until` are its
 lease; `words` are what it is found by."""
