@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -115,8 +116,8 @@ class Calibration:
         engine = {**settings.get("engine", {}), "model": model, "offline": True}
         chosen = {"engine": engine, "restore": {"factor": 1.0}}
         try:
-            folder.mkdir(exist_ok=True)
-            target.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a test that goes on from another one would look too fast
+            folder.mkdir()
             summary = self._restore(self._clip, target, chosen, _ignore, cancellation, work=folder / "work")
             with self._lock:
                 self._tried[model] = ""
@@ -130,7 +131,7 @@ class Calibration:
                 with self._lock:
                     self._tried[model] = str(error)
         finally:
-            target.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
             with self._lock:
                 self._test = None
             self._working.release()

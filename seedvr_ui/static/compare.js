@@ -17,7 +17,7 @@ export function attach(element) {
   element.querySelector(".studio-compare").append(head, empty, player.element);
 
   const part = new PartPlayer(() => select(store.selected));
-  element.querySelector(".studio-compare").append(part.element);
+  const panel = element.querySelector(".studio-compare");
 
   listen(({ jobs, selected, watched }) => {
     const job = jobs.find((candidate) => candidate.id === selected && candidate.preview);
@@ -26,6 +26,8 @@ export function attach(element) {
     setHidden(empty, Boolean(job || unfinished));
     setHidden(download, !isCompared);
     setHidden(player.element, !isCompared);
+    if (unfinished) panel.append(part.element);
+    else part.element.remove();
     part.show(unfinished);
     element.classList.toggle("has-result", Boolean(job || unfinished));
     setText(heading, unfinished ? "Finished part" : "Result");

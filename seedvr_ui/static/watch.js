@@ -24,7 +24,6 @@ export class PartPlayer {
 
   // `job` is a view with a `part`, or null.
   show(job) {
-    setHidden(this.element, !job);
     setHidden(this.newest, !job?.canCancel); // nothing is added to a job that has ended
     if (job?.id === this.job?.id) return;
     this.job = job;
