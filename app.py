@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,18 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: n
 from fastapi import FastAPI
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
-from inference.media_proxy import check_media, make_preview
+from inference.errors import CheckpointError
+from inference.locate import check_weights_folder, locate
+from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.worker import Worker
+from seedvr_ui.calibration import Calibration
+from seedvr_ui.forecast import Forecast
+from seedvr_ui.parts import Parts
+from seedvr_ui.player import Display
+from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
+from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -34,6 +43,10 @@ DEFAULT_KEEP_DAYS = 7.0
 _SHUTDOWN_LIMIT_S = 2
 _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/share/seedvr)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
+
+
+_PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
+_TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
 
 
 def default_data() -> Path:
@@ -47,18 +60,37 @@ def create_app(
     *,
     root_path: str = "",
     limits: Limits | None = None,
+    price: Price | None = None,
 ) -> FastAPI:
-    """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker."""
+    """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
+
+    `price` is what an hour of this machine costs, to be shown.
+    """
+    engine = engine or EngineSettings()
     storage = Storage(data)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
     worker = Worker()
-    services = Services(check=check_media, restore=worker.restore, make_preview=make_preview)
+    calibration = Calibration(storage.root, worker.restore, _TEST_CLIP if _TEST_CLIP.exists() else None)
+    services = Services(check=check_media, restore=calibration.restore, make_preview=make_preview)
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
-    return assemble(manager, engine or EngineSettings(), root_path=root_path, on_stop=worker.kill)
+    calibration.is_idle = manager.is_idle
+    forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)
+
+    def stop() -> None:
+        calibration.close()
+        worker.kill()
+
+    return assemble(manager, engine, forecast, price, root_path=root_path, on_stop=stop)
 
 
 def assemble(
-    manager: SessionManager, engine: EngineSettings, *, root_path: str = "", on_stop: Callable[[], None]
+    manager: SessionManager,
+    engine: EngineSettings,
+    forecast: Forecast,
+    price: Price | None = None,
+    *,
+    root_path: str = "",
+    on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
     import gradio as gr
@@ -66,20 +98,27 @@ def assemble(
     from seedvr_ui.access import Access
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
+    from seedvr_ui.media_routes import add_media_routes
+    from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
         yield
+        parts.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     access = Access()
+    parts = Parts(manager.storage, join_part, manager.weigh)
+    display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access)
-    handlers = Handlers(manager, access, {"engine": to_dict(engine)})
+    add_page_routes(app, manager, access, Snapshots(manager, lambda: display))
+    add_media_routes(app, manager, access, parts)
+    handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
         build_ui(handlers, model_choices(engine.model)),
@@ -109,13 +148,29 @@ def main(
     *,
     root_path: str = "",
     keep_days: float = DEFAULT_KEEP_DAYS,
+    price_per_hour: str = "",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds."""
     import uvicorn
 
-    app = create_app(data or default_data(), engine, root_path=root_path, limits=Limits(keep_s=keep_days * 86400))
+    price = parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", ""))
+    limits = Limits(keep_s=keep_days * 86400)
+    app = create_app(data or default_data(), engine, root_path=root_path, limits=limits, price=price)
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S)
+
+
+def _download_bytes(weights: str, model: str) -> int:
+    """What has to be downloaded before `model` can be used; 0 if it is here, or if the program chooses it later."""
+    entry = CATALOGUE.get(model)
+    if entry is None:
+        return 0
+    try:
+        folder = check_weights_folder(weights)
+    except CheckpointError:  # the job will say it
+        return 0
+    missing = [files for files in entry.files.values() if files and locate(files, folder) is None]
+    return sum(next((file.num_bytes or 0 for file in files if file.repository), 0) for files in missing)
 
 
 def _model_label(entry: ModelEntry) -> str:
@@ -132,6 +187,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--data", type=Path, help=_DATA_HELP)
     parser.add_argument("--weights", default="", help="folder with model files")
     parser.add_argument("--root-path", default="", help="path below which a proxy serves the page")
+    parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")

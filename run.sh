@@ -13,7 +13,7 @@ set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 VENV="$ROOT/.venv"
 PYTHON="$VENV/bin/python"
-BROWSER_TESTS=tests/ui/test_browser.py
+BROWSER_TESTS='tests/ui/test_browser*.py'
 
 say() { printf 'run.sh: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -122,7 +122,7 @@ run_tests() {
     cd -- "$ROOT"
     command -v timeout >/dev/null 2>&1 || die "the test suite needs the timeout command (coreutils)."
     ensure_environment test
-    read -r -a limits <<<"${SEEDVR_TEST_LIMITS_S:-840 360}"
+    read -r -a limits <<<"${SEEDVR_TEST_LIMITS_S:-840 720}"
     reports=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder as it is now
     trap "rm -rf -- '$reports'" EXIT
@@ -143,11 +143,12 @@ run_tests() {
         say "no Chromium found: the browser tests are left out. Install it (Debian: apt-get install chromium) to run them."
     fi
     say "tests, part 1: everything but the browser"
-    run_part "${limits[0]}" "$reports/main.xml" -n 2 --dist loadfile "--ignore=$BROWSER_TESTS" "$@" || failed=$?
+    run_part "${limits[0]}" "$reports/main.xml" -n 2 --dist loadfile "--ignore-glob=$BROWSER_TESTS" "$@" || failed=$?
     if [ "${#parts[@]}" = 2 ]; then
         say "tests, part 2: the browser"
         # One xdist worker: a hung browser test then ends that worker, not the report.
-        run_part "${limits[1]}" "$reports/browser.xml" -n 1 "$BROWSER_TESTS" "$@" || failed=$?
+        # shellcheck disable=SC2086 # one argument for each file
+        run_part "${limits[1]}" "$reports/browser.xml" -n 1 $BROWSER_TESTS "$@" || failed=$?
     fi
     # shellcheck disable=SC2068
     "$PYTHON" "$ROOT/tests/project/summary.py" ${parts[@]/#/$reports/} </dev/null || failed=1

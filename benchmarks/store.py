@@ -26,7 +26,9 @@ from inference.progress import Cancellation, Report
 from inference.settings import load_settings, to_dict
 from seedvr_ui import manifest
 from seedvr_ui.jobs import Ending, Job, Outcome
+from seedvr_ui.player import Display
 from seedvr_ui.sessions import Limits, Services, SessionManager
+from seedvr_ui.snapshots import Question, Snapshots
 from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.store import Store
 
@@ -42,6 +44,9 @@ BUDGETS_S = {
     "take a job": 0.050,
     "finish a job": 0.050,
     "ask for news": 0.005,
+    "page asks, nothing is new": 0.005,
+    "page asks after a change": 0.050,
+    "page searches finished jobs": 0.050,
 }
 MEDIA = {"width": 640, "height": 360, "is_image": False, "fps": 24.0, "num_frames": 96, "duration": 4.0}
 
@@ -131,6 +136,7 @@ def _measure_queue(manager: SessionManager, owners: Sequence[str], runs: int) ->
             manager.set_priority(job.id, number % 2)
             seconds += time_each(look, 1)
 
+    page = _measure_page(manager, owner, runs)
     uploads = [_upload(manager, owner) for _ in range(runs)]
     submitted = time_each(lambda number: manager.submit(owner, [uploads[number]], {}), runs)
     job = next(job for job in manager.jobs(owner) if not job.is_finished)
@@ -149,6 +155,28 @@ def _measure_queue(manager: SessionManager, owners: Sequence[str], runs: int) ->
         "ask for news": time_each(lambda _: manager.revision, runs),
         "take a job": claims,
         "finish a job": ends,
+        **page,
+    }
+
+
+def _measure_page(manager: SessionManager, owner: str, runs: int) -> dict[str, list[float]]:
+    """What a page costs that asks every second, as it comes to the owner with one and the same job changed."""
+    snapshots = Snapshots(manager, lambda: Display(keep_s=manager.limits.keep_s))
+    question = Question(owner)
+    first = snapshots.changes(question, {})
+    assert first is not None  # a page that knows nothing gets everything
+    tags = first["tags"]
+    calm = time_each(lambda _: snapshots.changes(question, tags), runs)
+    job = next(job for job in manager.unfinished(owner))
+    changed: list[float] = []
+    for number in range(runs):
+        manager.set_priority(job.id, number % 2)
+        changed += time_each(lambda _: snapshots.changes(question, tags), 1)
+    searched = time_each(lambda number: snapshots.changes(Question(owner, f"clip done {number}"), {}), runs)
+    return {
+        "page asks, nothing is new": calm,
+        "page asks after a change": changed,
+        "page searches finished jobs": searched,
     }
 
 

@@ -79,6 +79,11 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def device_memory(device: torch.device) -> int | None:
+    """The bytes of memory that a CUDA device has; None for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 _ROOM = 0.92
 """Share of the free memory that is planned with; the rest is for the allocator's gaps and cuDNN's workspaces."""
 

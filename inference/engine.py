@@ -22,7 +22,7 @@ import torch
 from inference.allocator import keep_freed_memory
 from inference.catalogue import ModelEntry
 from inference.checkpoint import Models, load_models
-from inference.devices import choose_device, choose_dtype, choose_model, describe_device
+from inference.devices import choose_device, choose_dtype, choose_model, describe_device, device_memory
 from inference.errors import DeviceMemoryError, RestoreError
 from inference.meter import Meter, peak_process_bytes
 from inference.pipeline import prepare, run
@@ -136,6 +136,7 @@ class Engine:
             peak_memory_bytes=peak_process_bytes(),
             peak_device_bytes=meter.peak_device_bytes(),
             device=describe_device(self.device),
+            device_total_bytes=device_memory(self.device),
             precision=str(self.dtype).removeprefix("torch."),
             model=self.entry.name,
             notes=result.notes,

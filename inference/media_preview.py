@@ -33,6 +33,8 @@ from inference.media.images import read_image
 from inference.media.info import MediaInfo
 from inference.media.probe import probe
 from inference.media.reader import FrameReader
+from inference.partial import join_finished
+from inference.units import finished_units
 
 PREVIEW_VIDEO = "preview.mp4"
 PREVIEW_BEFORE = "preview_before.jpg"
@@ -210,6 +212,14 @@ class _Sound:
             self._output.mux(self._stream.encode(frame))
 
 
+def join_part(work: Path, source: Path, target: Path) -> dict[str, Any]:
+    """See `inference.media_proxy.join_part`."""
+    target.unlink(missing_ok=True)  # of an attempt that was killed
+    num_units = len(finished_units(work))
+    report = join_finished(work, source, target)
+    return {"units": num_units, "frames": report.num_frames}
+
+
 def _fit(width: int, height: int, limit: tuple[int, int]) -> tuple[int, int]:
     """The size, made smaller if needed so that its long and short sides are within `limit`; same aspect."""
     scale = min(1.0, limit[0] / max(width, height), limit[1] / min(width, height))
@@ -219,7 +229,7 @@ def _fit(width: int, height: int, limit: tuple[int, int]) -> tuple[int, int]:
 def main() -> None:
     """Do what the arguments say and write one JSON line."""
     command, *paths = sys.argv[1:]
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"check": check, "preview": preview}
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"check": check, "preview": preview, "part": join_part}
     try:
         reply: Mapping[str, Any] = tasks[command](*map(Path, paths))
     except RestoreError as error:

@@ -21,6 +21,7 @@ from inference.progress import Cancellation
 
 _CHECK_LIMIT_S = 60.0
 _PREVIEW_LIMIT_S = 6 * 3600.0
+_PART_LIMIT_S = 3600.0
 _POLL_S = 0.1
 
 
@@ -42,6 +43,15 @@ def make_preview(source: Path, result: Path, folder: Path, cancellation: Cancell
     """
     failed = MediaError(f"No preview of {source.name} could be made; the result itself is not affected.")
     return _run(["preview", str(source), str(result), str(folder)], cancellation, _PREVIEW_LIMIT_S, failed)
+
+
+def join_part(work: Path, source: Path, target: Path, cancellation: Cancellation) -> dict[str, Any]:
+    """Write what is finished of a job on `source` with the work folder `work` into the new file `target`.
+
+    {"units": how many finished units it holds, "frames"}. Raises MediaError, or CancelledError when asked to stop.
+    """
+    failed = MediaError(f"The finished part of {source.name} could not be joined; the job itself is not affected.")
+    return _run(["part", str(work), str(source), str(target)], cancellation, _PART_LIMIT_S, failed)
 
 
 def _run(arguments: list[str], cancellation: Cancellation, limit_s: float, failure: RestoreError) -> dict[str, Any]:

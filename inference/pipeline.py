@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -202,7 +202,7 @@ class _Video:
         """All units from `start` on: shot after shot, and unit after unit of each."""
         self._count_earlier_work(start)
         first_frame, state, taken = start.first_frame, start.state, start.taken
-        for shot, frames in enumerate(_shots_from(start), start.shot):
+        for shot, frames in enumerate(_shots_from(start, self._tracker.find_shot), start.shot):
             self._tracker.begin_shot(shot)
             stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, taken.pixels())
             slices = stream.slices(taken.follow(frames))
@@ -233,21 +233,25 @@ class _Video:
         self._tracker.go_on_from(done, len(self._store.units))
 
 
-def _shots_from(start: Start) -> Iterator[Iterator[Frame]]:
+def _shots_from(start: Start, on_cut: Callable[[], None]) -> Iterator[Iterator[Frame]]:
     """The frames of each shot that are still to be taken; none for a shot whose frames were all taken before."""
     if start.state is not None and start.state.has_ended:
         yield iter(())
         start = replace(start, state=None)
-    yield from split_shots(start.reader, start.detector, is_inside=start.state is not None)
+    yield from split_shots(start.reader, start.detector, is_inside=start.state is not None, on_cut=on_cut)
 
 
 def split_shots(
-    frames: Iterable[Frame], detector: ShotDetector | None, *, is_inside: bool = False
+    frames: Iterable[Frame],
+    detector: ShotDetector | None,
+    *,
+    is_inside: bool = False,
+    on_cut: Callable[[], None] | None = None,
 ) -> Iterator[Iterator[Frame]]:
     """The shots of a video, each as an iterator that must be used up before the next one is asked for.
 
     `is_inside`: the first frame may be one in the middle of a shot; then the first shot may turn out to have no frame.
-    Nothing is held but the first frame of the next shot.
+    Nothing is held but the first frame of the next shot. `on_cut` is called when a further shot is found.
     """
     source = iter(frames)
     following: list[Frame] = []
@@ -258,6 +262,8 @@ def split_shots(
         for frame in source:
             if detector is not None and detector.push(frame.pixels):
                 following.append(frame)
+                if on_cut is not None:
+                    on_cut()
                 return
             yield frame
 

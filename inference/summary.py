@@ -12,7 +12,8 @@ class Summary:
 
     `seconds` holds wall-clock seconds per part and under "total"; parts that run side by side may add up to more.
     `peak_memory_bytes` is the most main memory that this process held, `peak_device_bytes` the CUDA memory of the job
-    (None on CPU). `notes` says in sentences what was not kept or needs to be known.
+    (None on CPU) of the device's `device_total_bytes`. `notes` says in sentences what was not kept or needs to be
+    known.
     """
 
     source: str
@@ -26,6 +27,7 @@ class Summary:
     peak_memory_bytes: int
     peak_device_bytes: int | None
     device: str
+    device_total_bytes: int | None = None
     precision: str
     model: str
     notes: tuple[str, ...]

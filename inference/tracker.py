@@ -34,6 +34,7 @@ class Tracker:
         self._work: dict[Work, int] = defaultdict(int)
         self._total: int | None = None
         self._stage, self._shot, self._units = Stage.PREPARE, 0, 0
+        self._num_shots: int | None = None
 
     def check(self) -> None:
         """Raise CancelledError if the job was asked to stop."""
@@ -73,6 +74,11 @@ class Tracker:
     def begin_shot(self, shot: int) -> None:
         """Work goes on with shot number `shot`, counted from 0."""
         self._shot = shot
+        self._num_shots = max(self._num_shots or 0, shot + 1)
+
+    def find_shot(self) -> None:
+        """A cut was found: there is at least one shot after the one at work."""
+        self._num_shots = max(self._num_shots or 0, self._shot + 2)
 
     def advance(self, work: Work, num_frames: int) -> None:
         """`num_frames` more frames have had `work` done."""
@@ -84,8 +90,14 @@ class Tracker:
         done = self._done()
         total = self._total if self._total is None else max(self._total, done)
         speed, left = self._speed.update(done, total) if self._speed else (None, None)
+        low, high = (self._speed.spread(done, total) if self._speed else None) or (None, None)
         if self._report is not None:
-            self._report(Progress(self._stage, done, total, speed, left, self._shot, units=self._units))
+            self._report(
+                Progress(
+                    self._stage, done, total, speed, left, self._shot, self._num_shots,
+                    units=self._units, eta_low_s=low, eta_high_s=high,
+                )
+            )  # fmt: skip
 
     def _done(self) -> int:
         return int(sum(share * self._work[work] for work, share in _SHARES.items()) + 1e-6)

@@ -160,6 +160,16 @@ class Job:
         return self.folder / "work"
 
     @property
+    def part(self) -> Path:
+        """The folder of the file that was made of the finished units, to be watched."""
+        return self.folder / "part"
+
+    @property
+    def has_part(self) -> bool:
+        """Whether some units are finished of a job that is not, so that they can be watched."""
+        return self.progress is not None and self.progress.units > 0 and not self.keeps_no_work
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing more will happen unless somebody asks for the whole job again."""
         return self.status in FINISHED
@@ -214,7 +224,7 @@ class Job:
         """The failed or cancelled job in the queue again; what is in its work folder is used."""
         return self._require(JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED)._to(
             JobStatus.QUEUED, "tried again", place=place, queued_at=time.time(), started_at=None, finished_at=None,
-            message="", progress=None, base=None, deaths=(), worked_s=0.0, keeps_part=False,
+            message="", progress=self._kept_progress(), base=None, deaths=(), worked_s=0.0, keeps_part=False,
         )  # fmt: skip
 
     def resume(self) -> Job:
@@ -232,7 +242,7 @@ class Job:
         """The job as `holder` takes it from the queue. Finished frames stay in sight while the model is loaded."""
         progress = self.progress
         if progress is not None:
-            progress = Progress(Stage.PREPARE, progress.frames_done, progress.frames_total)
+            progress = Progress(Stage.PREPARE, progress.frames_done, progress.frames_total, units=progress.units)
         return self._to(
             JobStatus.RUNNING, "started", attempts=self.attempts + 1, token=self.token + 1, holder=holder,
             started_at=time.time(), finished_at=None, progress=progress, base=None, message="",
@@ -247,7 +257,8 @@ class Job:
             done, total = progress.frames_done or self.frames_done, progress.frames_total
             if total is None and self.progress is not None:
                 total = self.progress.frames_total
-            progress = replace(progress, frames_done=done, frames_total=total)
+            units = progress.units or (self.progress.units if self.progress is not None else 0)
+            progress = replace(progress, frames_done=done, frames_total=total, units=units)
         elif base is None:
             base = progress.frames_done
         return replace(self, progress=progress, base=base)
@@ -312,6 +323,13 @@ class Job:
     def see(self) -> Job:
         """The job whose result somebody has looked at."""
         return replace(self, is_seen=True)
+
+    def _kept_progress(self) -> Progress | None:
+        """What is finished, so that it stays in sight; None if nothing is."""
+        progress = self.progress if self.has_part else None
+        return progress and Progress(
+            Stage.PREPARE, progress.frames_done, progress.frames_total, units=progress.units
+        )  # fmt: skip
 
     def _granted(self) -> Job | None:
         """The job as its owner wished, if there is a wish."""

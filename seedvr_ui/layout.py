@@ -1,12 +1,13 @@
 """The page: build_ui() creates every component and wires its events; nothing else does.
 
-Gradio carries the form, the events and the polling. Three parts are our own elements inside gr.HTML: the drop zone,
-the queue and the comparing player. Their scripts and styles come from our static folder by addresses relative to
-the page.
+Gradio carries the form and its events. Four parts are our own elements inside gr.HTML: the drop zone, the estimate,
+the queue, which asks the server itself, and the player. Their scripts and styles come from our static folder by
+addresses relative to the page.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 from seedvr_ui.fields import DEFAULT_SIZE, SIZES, make_input, option_infos
-from seedvr_ui.handlers import Handlers
+from seedvr_ui.handlers import FORM, Handlers
 
 TITLE = "SeedVR Studio"
-_POLL_S = 1.0
+_FORM_KEY = "seedvr_form"
+_FORM_SECRET = "not a secret: what the form says"  # a fixed one, or a restart could not read it
 
 HEAD = """
 <link rel="stylesheet" href="studio/static/studio.css">
@@ -36,6 +38,13 @@ _START = """async (...values) => {
     return values;
 }"""
 """Runs in the page before `submit`: a Start that is pressed during an upload waits for it."""
+
+
+_REFRESH = "() => { window.dispatchEvent(new Event('studio:refresh')); }"
+"""Runs in the page after a handler has changed something: the queue is looked at now."""
+
+_REMEMBER = f"(...values) => Object.fromEntries({json.dumps(FORM)}.map((name, index) => [name, values[index]]))"
+"""Runs in the page when a field changes: the browser remembers the form, the server hears nothing of it."""
 
 
 def make_theme() -> gr.Theme:
@@ -82,16 +91,24 @@ def build_ui(handlers: Handlers, models: Sequence[tuple[str, str]]) -> gr.Blocks
                 )  # fmt: skip
                 with gr.Accordion("More options", open=False, elem_id="options"):
                     options = [make_input(info) for info in option_infos()]
-                start = gr.Button("Start", variant="primary", elem_id="start")
+                with gr.Column(elem_id="go"):
+                    about = _element("estimate", elem_id="estimate")
+                    start = gr.Button("Start", variant="primary", elem_id="start")
             with gr.Column(elem_id="work"):
                 queue = _element("queue", elem_id="queue")
                 _element("compare", elem_id="result")
 
+        form: list[Any] = [size, model, *options]
+        names = [name for _, name in models]
+        memory = gr.BrowserState({}, storage_key=_FORM_KEY, secret=_FORM_SECRET)
         private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        start.click(handlers.submit, [drop, size, model, *options], [drop, queue], js=_START, **private)
-        queue.click(handlers.act, outputs=queue, **private)
-        page.load(handlers.watch, outputs=queue, **private)
-        gr.Timer(_POLL_S).tick(handlers.watch, outputs=queue, **private)
+        start.click(handlers.submit, [drop, *form], drop, js=_START, **private).then(None, js=_REFRESH)
+        queue.click(handlers.use(names), form, form, **private).then(None, js=_REFRESH)
+        page.load(handlers.recall(names), memory, form, **private)
+        for field in form:
+            field.change(None, form, memory, js=_REMEMBER, show_progress="hidden")
+        asks = [drop.change, about.click, *(field.change for field in form)]
+        gr.on(asks, handlers.estimate, [drop, *form], about, trigger_mode="always_last", **private)
     return page
 
 

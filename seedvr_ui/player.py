@@ -6,14 +6,19 @@ that holds both sides one above the other: a single decoder shows both, so they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job, JobStatus
+from seedvr_ui.price import Price
+from seedvr_ui.retention import stays_until
 from seedvr_ui.storage import THUMBNAIL
 from seedvr_ui.uploads import Upload
+from seedvr_ui.wording import media_facts, settings_words, to_range, to_size, to_words
 
 STAGE_WORDS = {
     Stage.PREPARE: "Preparing",
@@ -22,26 +27,48 @@ STAGE_WORDS = {
     Stage.FINISH: "Finishing",
 }
 
+Seconds = tuple[float, float]
+"""A span of time that lies between the two."""
 
-def job_view(job: Job, num_ahead: int = 0) -> dict[str, Any]:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Display:
+    """What the words about a job depend on beside the job.
+
+    `keep_s`: how long finished jobs stay. `expect`: how long a whole job takes, as far as that is known.
+    """
+
+    keep_s: float | None = None
+    price: Price | None = None
+    expect: Callable[[Job], Seconds | None] = lambda job: None
+
+
+def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> dict[str, Any]:
     """`job` as JSON-able values for the queue and the player; `num_ahead` jobs run before it."""
+    display = display or Display()
     base = f"studio/jobs/{job.id}"
     is_done = job.status is JobStatus.SUCCEEDED
     return {
         "id": job.id,
         "name": job.source.name,
         "status": job.status.value,
-        "text": _status_text(job, num_ahead),
+        "text": _status_text(job, num_ahead, display),
+        "cost": _cost_text(job, display),
         "facts": media_facts(job.media),
+        "settings": settings_words(job.settings),
         "percent": _percent(job),
         "thumbnail": f"{base}/files/{THUMBNAIL}" if (job.folder / THUMBNAIL).exists() else "",
         "download": f"{base}/download" if is_done else "",
         "preview": _preview(job.preview, base) if is_done else None,
+        "part": f"{base}/part" if job.has_part else "",
+        "finishedAt": job.finished_at,
+        "staysUntil": stays_until(job, display.keep_s) if display.keep_s is not None else None,
         "canCancel": job.can_cancel,
         "canPause": job.can_pause,
         "canResume": job.can_resume,
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
+        "canMove": job.status is JobStatus.QUEUED,
     }
 
 
@@ -58,43 +85,7 @@ def upload_view(upload: Upload) -> dict[str, Any]:
     }
 
 
-def media_facts(media: Mapping[str, Any]) -> str:
-    """One short line about a file: size, rate, length, sound."""
-    if not media:
-        return ""
-    facts = [f"{media['width']}×{media['height']}"]
-    if not media.get("is_image"):
-        if media.get("fps"):
-            facts.append(f"{media['fps']:.5g} fps")
-        if media.get("num_frames") and media.get("duration", 0) < 1:
-            facts.append("1 frame" if media["num_frames"] == 1 else f"{media['num_frames']} frames")
-        elif media.get("duration"):
-            facts.append(to_words(media["duration"]))
-        facts.append("with sound" if media.get("has_audio") else "no sound")
-    return " · ".join(facts)
-
-
-def to_words(seconds: float) -> str:
-    """A span of time as a person says it: `0.5 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s".replace(".0 s", " s")
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def to_size(num_bytes: int) -> str:
-    """A file size as a person says it."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{max(1, round(num_bytes / 1e3))} kB"
-
-
-def _status_text(job: Job, num_ahead: int) -> str:
+def _status_text(job: Job, num_ahead: int, display: Display) -> str:
     match job.status:
         case JobStatus.DRAFT:
             return "Not started yet"
@@ -103,7 +94,9 @@ def _status_text(job: Job, num_ahead: int) -> str:
         case JobStatus.INTERRUPTED:
             return "Interrupted; it goes on by itself"
         case JobStatus.QUEUED:
-            return f"Waiting, {num_ahead} ahead" if num_ahead else "Waiting, next in line"
+            text = f"Waiting, {num_ahead} ahead" if num_ahead else "Waiting, next in line"
+            expected = display.expect(job)
+            return f"{text} · takes about {to_range(*expected)}" if expected else text
         case JobStatus.RUNNING:
             return _progress_text(job.progress)
         case JobStatus.SUCCEEDED:
@@ -111,17 +104,23 @@ def _status_text(job: Job, num_ahead: int) -> str:
         case JobStatus.FAILED:
             return job.message
         case JobStatus.CANCELLED:
-            return "Cancelled"
+            return "Cancelled, the finished part was kept" if job.has_part else "Cancelled"
 
 
 def _progress_text(progress: Progress | None) -> str:
+    """Stage, shot, speed and time left, each as soon as it is known."""
     if progress is None:
         return "Starting"
     parts = [STAGE_WORDS[progress.stage]]
-    if progress.frames_per_second:
-        parts.append(f"{progress.frames_per_second:.3g} frames/s")
-    if progress.eta_s is not None and progress.stage is Stage.RESTORE:
-        parts.append(f"{to_words(max(1, round(progress.eta_s)))} left")
+    if progress.stage is Stage.RESTORE:
+        if progress.num_shots:
+            parts.append(f"shot {progress.shot + 1} of {progress.num_shots} so far")
+        if progress.frames_per_second:
+            parts.append(f"{progress.frames_per_second:.3g} frames/s")
+        if progress.eta_low_s is not None and progress.eta_high_s is not None:
+            parts.append(f"about {to_range(progress.eta_low_s, progress.eta_high_s)} left")
+    if progress.stage is Stage.LOAD and progress.bytes_total:
+        parts.append(f"{to_size(progress.bytes_done)} of {to_size(progress.bytes_total)}")
     return " · ".join(parts)
 
 
@@ -134,6 +133,24 @@ def _result_text(job: Job) -> str:
     if job.target.exists():
         parts.append(to_size(job.target.stat().st_size))
     return " · ".join(parts)
+
+
+def _cost_text(job: Job, display: Display) -> str:
+    """What the work on the job costs: so far and in all while it runs, expected while it waits; empty without price."""
+    price = display.price
+    if price is None:
+        return ""
+    if job.status is JobStatus.RUNNING:
+        so_far = job.worked_s + max(0.0, time.time() - (job.started_at or time.time()))
+        progress = job.progress
+        if progress is None or progress.eta_low_s is None or progress.eta_high_s is None:
+            return f"{price.of(so_far)} so far"
+        whole = price.of_range(so_far + progress.eta_low_s, so_far + progress.eta_high_s)
+        return f"{price.of(so_far)} so far, about {whole} in all"
+    if job.worked_s:
+        return price.of(job.worked_s)
+    expected = display.expect(job) if job.status is JobStatus.QUEUED else None
+    return f"about {price.of_range(*expected)}" if expected else ""
 
 
 def _percent(job: Job) -> float | None:

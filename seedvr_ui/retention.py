@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from seedvr_ui.jobs import Job
 from seedvr_ui.store import Resting
 
 UNSEEN_STAYS = 2.0
@@ -26,3 +27,10 @@ def plan_expiry(jobs: Sequence[Resting], now: float, keep_s: float, too_many_byt
             expired.append(job)
             freed += job.num_bytes
     return expired
+
+
+def stays_until(job: Job, keep_s: float) -> float | None:
+    """When a finished job goes for its age, in seconds since the epoch; None while it is not finished."""
+    if not job.is_finished or job.finished_at is None:
+        return None
+    return job.finished_at + keep_s * (UNSEEN_STAYS if job.is_unseen_result else 1.0)

@@ -17,8 +17,10 @@ from inference.progress import Progress
 from seedvr_ui import manifest
 from seedvr_ui.jobs import FINISHED, Job, JobStatus
 from seedvr_ui.tables import JOBS, OWNERS, STATE
+from seedvr_ui.wording import settings_words
 
 _FOLLOWED = [column.name for column in JOBS.columns if column.name not in ("id", "progress", "lease_until")]
+MAX_SEARCH_WORDS = 8
 _SERVED_AT = func.coalesce(OWNERS.c.served_at, 0.0)
 _TURN = func.row_number().over(partition_by=(JOBS.c.owner, JOBS.c.priority), order_by=(JOBS.c.place, JOBS.c.id))
 
@@ -88,6 +90,14 @@ def whole_line() -> Select[Any]:
     )
 
 
+def finished_of(owner: str, search: str = "") -> Select[Any]:
+    """The finished jobs of `owner` that have every word of `search` in their words."""
+    found = with_status(*FINISHED).where(JOBS.c.owner == owner)
+    for word in search.casefold().split()[:MAX_SEARCH_WORDS]:
+        found = found.where(JOBS.c.words.contains(word, autoescape=True))
+    return found
+
+
 def usage_of(owner: str) -> Select[Any]:
     """(jobs that are not finished, bytes of all jobs) of `owner`."""
     unfinished = func.count().filter(JOBS.c.status.not_in([status.value for status in FINISHED]))
@@ -115,4 +125,12 @@ def _to_values(job: Job, stamp: str, lease_until: float) -> dict[str, Any]:
         "document": json.dumps(manifest.to_document(job)),
         "num_bytes": job.num_bytes,
         "is_unseen": job.is_unseen_result,
+        "words": search_words(job),
     }
+
+
+def search_words(job: Job) -> str:
+    """What a job is found by: its name, its state and its settings, without regard to upper and lower case."""
+    settings = (f"{label} {value}" for label, value in settings_words(job.settings))
+    state = "succeeded done" if job.status is JobStatus.SUCCEEDED else job.status.value
+    return " ".join([job.source.name, state, *settings]).casefold()

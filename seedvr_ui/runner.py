@@ -190,7 +190,8 @@ class Runner:
 
     def _finish(self, live: _Live, outcome: Outcome) -> None:
         """Write down how the attempt ended; while the disk is full or the database away, again and again."""
-        whole, work = folder_bytes(live.job.folder), folder_bytes(live.job.work)
+        whole = folder_bytes(live.job.folder)
+        work = folder_bytes(live.job.work) + folder_bytes(live.job.part)
 
         def end(job: Job) -> Job:
             ended = _told(job, live.job).finish(outcome)
@@ -214,6 +215,7 @@ class Runner:
         """Remove finished units that nobody needs any more."""
         if job.keeps_no_work:
             self._storage.remove(job.work)
+            self._storage.remove(job.part)
 
 
 def _told(job: Job, live: Job) -> Job:

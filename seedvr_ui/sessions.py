@@ -11,23 +11,24 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inference.errors import RestoreError
 from seedvr_ui import manifest
 from seedvr_ui.attempt import MakePreview, Restore
-from seedvr_ui.jobs import Job, JobStatus, Wish
+from seedvr_ui.jobs import AT_WORK, Job, JobStatus, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
 from seedvr_ui.storage import THUMBNAIL, Storage, new_id
-from seedvr_ui.store import Edit, Store, UnknownJobError
+from seedvr_ui.store import Edit, Store, UnknownJobError, Usage
 from seedvr_ui.uploads import Check, Upload, Uploads
 
 log = logging.getLogger(__name__)
 
+_Read = TypeVar("_Read")
 _CLOSE_LIMIT_S = 6.0
 _MAX_CACHED = 500
 _RANK = {
@@ -71,6 +72,7 @@ class _Snapshot:
 
     revision: int
     lists: dict[str, list[Job]] = field(default_factory=dict)
+    looks: dict[Hashable, Any] = field(default_factory=dict)
     line: dict[str, int] | None = None
 
 
@@ -166,6 +168,19 @@ class SessionManager:
             jobs = lists[owner] = sorted(self.store.jobs(owner), key=_shown_order)
         return [self._runner.newest(job) for job in jobs]
 
+    def unfinished(self, owner: str) -> list[Job]:
+        """A snapshot of the unfinished jobs of `owner`: the running one, the queue in its order, what rests."""
+        jobs = self._look(("unfinished", owner), lambda: sorted(self.store.unfinished(owner), key=_shown_order))
+        return [self._runner.newest(job) for job in jobs]
+
+    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+        """The latest finished jobs of `owner` that match `search`, at most `limit`; and how many match."""
+        return self._look(("finished", owner, search, limit), lambda: self.store.finished(owner, search, limit))
+
+    def usage(self, owner: str) -> Usage:
+        """What `owner` has in the store."""
+        return self._look(("usage", owner), lambda: self.store.usage(owner))
+
     def job(self, owner: str, job_id: str) -> Job:
         """The job with this id, if it belongs to `owner`."""
         job = self.store.job(job_id)
@@ -183,6 +198,11 @@ class SessionManager:
     def num_ahead(self, job: Job) -> int:
         """How many jobs, of any owner, run before `job`."""
         return self.line().get(job.id, 0)
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits to run."""
+        counts = self.store.counts()
+        return not any(counts[status.value] for status in AT_WORK)
 
     def counts(self) -> dict[str, int]:
         """The number of jobs per status, over all owners."""
@@ -204,6 +224,7 @@ class SessionManager:
         job = self._change_and_stop(owner, job_id, stop)
         if job.keeps_no_work:
             self.storage.remove(job.work)
+            self.storage.remove(job.part)
         return job
 
     def pause(self, owner: str, job_id: str) -> Job:
@@ -223,6 +244,13 @@ class SessionManager:
         place = self.store.next_place(owner)
         return self._changed(
             self.store.change(job_id, lambda job: job.resume() if job.can_resume else job.retry(place), owner=owner)
+        )
+
+    def weigh(self, job_id: str) -> None:
+        """Count the bytes of a job's folder again, since files were added; one that runs is counted at its end."""
+        num_bytes = manifest.folder_bytes(self.store.job(job_id).folder)
+        self._changed(
+            self.store.change(job_id, lambda job: job if job.status is JobStatus.RUNNING else job.weigh(num_bytes))
         )
 
     def see(self, owner: str, job_id: str) -> None:
@@ -318,9 +346,17 @@ class SessionManager:
     def _fresh_snapshot(self) -> _Snapshot:
         """What was read since the last change. One that is replaced while it is being filled is not seen again."""
         snapshot, stored = self._snapshot, self.store.revision()
-        if snapshot.revision != stored or len(snapshot.lists) > _MAX_CACHED:
+        if snapshot.revision != stored or len(snapshot.lists) + len(snapshot.looks) > _MAX_CACHED:
             snapshot = self._snapshot = _Snapshot(stored)
         return snapshot
+
+    def _look(self, key: Hashable, read: Callable[[], _Read]) -> _Read:
+        """What `read` says, asked once per change of the store."""
+        looks = self._fresh_snapshot().looks
+        if key not in looks:
+            looks[key] = read()
+        found: _Read = looks[key]
+        return found
 
     def _require_room(self, owner: str, num_jobs: int) -> None:
         number, limit = self.store.usage(owner).num_unfinished, self.limits.max_jobs

@@ -237,6 +237,24 @@ class Store:
             found = connection.execute(select(JOBS).where(JOBS.c.owner == owner)).all()
         return [self._from_row(row) for row in found]
 
+    def unfinished(self, owner: str) -> list[Job]:
+        """The jobs of `owner` that are not finished, in no order."""
+        unfinished = [status for status in JobStatus if status not in FINISHED]
+        with self._database.read() as connection:
+            found = connection.execute(rows.with_status(*unfinished).where(JOBS.c.owner == owner)).all()
+        return [self._from_row(row) for row in found]
+
+    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+        """The latest finished jobs of `owner` with all words of `search` in name, state or settings; and how many there
+        are in all.
+        """
+        query = rows.finished_of(owner, search)
+        latest = query.order_by(JOBS.c.finished_at.desc(), JOBS.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            number = connection.execute(query.with_only_columns(func.count())).scalar_one()
+            found = connection.execute(latest).all()
+        return [self._from_row(row) for row in found], int(number)
+
     def line(self) -> dict[str, int]:
         """The number of jobs that run before each waiting one, over all owners, if they take turns as they do now."""
         num_running = self.counts()[JobStatus.RUNNING.value]

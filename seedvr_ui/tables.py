@@ -29,11 +29,13 @@ JOBS = Table(
     Column("document", Text, nullable=False),
     Column("num_bytes", BigInteger, nullable=False, server_default="0"),
     Column("is_unseen", Boolean, nullable=False, server_default=false()),
+    Column("words", Text, nullable=False, server_default=""),
     Index("jobs_of_owner", "owner"),
     Index("jobs_in_line", "status", "priority", "place"),
+    Index("jobs_finished", "owner", "finished_at", "id", "status"),
 )
 """One row a job. `document` is the manifest; `stamp` tells which one; `token`, `holder` and `lease_until` are its
-lease."""
+lease; `words` are what it is found by."""
 
 OWNERS = Table(
     "owners",

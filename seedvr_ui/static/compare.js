@@ -2,26 +2,38 @@
 // playhead, so the sides show the same frame always. The canvas cuts them apart at the divider.
 
 import { make, setHidden, setText } from "./dom.js";
-import { listen } from "./store.js";
+import { listen, select, store } from "./store.js";
+import { PartPlayer } from "./watch.js";
 
 const STEP = 2; // percent that an arrow key moves the divider
 
 export function attach(element) {
   const player = new Player();
   const download = make("a", { class: "button primary", download: "", id: "download" }, "Download");
+  const heading = make("h2", {}, "Result");
   const title = make("span", { class: "name" });
   const empty = make("p", { class: "empty" }, "Your result appears here, beside the original, as soon as the first file is done.");
-  const head = make("div", { class: "line head" }, make("h2", {}, "Result"), title, download);
+  const head = make("div", { class: "line head" }, heading, title, download);
   element.querySelector(".studio-compare").append(head, empty, player.element);
 
-  listen(({ jobs, selected }) => {
+  const part = new PartPlayer(() => select(store.selected));
+  const panel = element.querySelector(".studio-compare");
+
+  listen(({ jobs, selected, watched }) => {
     const job = jobs.find((candidate) => candidate.id === selected && candidate.preview);
-    setHidden(empty, Boolean(job));
-    setHidden(download, !job);
-    setHidden(player.element, !job);
-    element.classList.toggle("has-result", Boolean(job));
-    setText(title, job?.name ?? "");
+    const unfinished = jobs.find((candidate) => candidate.id === watched) ?? null;
+    const isCompared = Boolean(job) && !unfinished;
+    setHidden(empty, Boolean(job || unfinished));
+    setHidden(download, !isCompared);
+    setHidden(player.element, !isCompared);
+    if (unfinished) panel.append(part.element);
+    else part.element.remove();
+    part.show(unfinished);
+    element.classList.toggle("has-result", Boolean(job || unfinished));
+    setText(heading, unfinished ? "Finished part" : "Result");
+    setText(title, (unfinished ?? job)?.name ?? "");
     if (job && download.getAttribute("href") !== job.download) download.href = job.download;
+    if (unfinished) player.video.pause();
     player.show(job?.preview ?? null);
   });
 }

@@ -1,110 +1,107 @@
-// The queue: one row per job, updated in place so that focus and progress bars do not jump.
+// The queue and the finished jobs below it: lists, search, what is used, and whether the server can be reached.
 
-import { make, makeBar, setHidden, setText } from "./dom.js";
-import { listen, select, setJobs } from "./store.js";
+import { make, setHidden, setText, toSize } from "./dom.js";
+import { makeJobList } from "./joblist.js";
+import { follow, makeBell } from "./notify.js";
+import { act, look, shown, start } from "./poll.js";
+import { listen, select, setParts, watchPart } from "./store.js";
 
-export function attach(element, props, trigger, watch) {
-  const rows = new Map();
-  const list = make("ol", { class: "jobs", tabindex: "-1" });
-  const empty = make("p", { class: "empty" }, "Nothing in the queue. Files that you start run here one after another.");
-  const count = make("span", { class: "count" });
-  const news = make("div", { class: "sr-only", role: "status", "aria-live": "polite" });
-  element.querySelector(".studio-queue").append(make("h2", {}, "Queue", count), empty, list, news);
+const PAGE = 50;
+const PHONE_PAGE = 5; // the result must stay within reach of a thumb
+const TYPING_MS = 300;
+const TROUBLE = {
+  lost: "The connection to the server is lost. Jobs go on there; this page comes back by itself.",
+  ended: "This page is no longer signed in. Your jobs go on; reload the page to see them.",
+};
 
-  const act = (action, id) => trigger("click", { action, id });
-  const update = () => { if (props.value?.jobs) setJobs(props.value.jobs); };
-  watch("value", update);
-  update();
+export function attach(element, props, trigger) {
+  const isPhone = window.matchMedia("(max-width: 860px)").matches;
+  const parts = makeParts();
+  const tell = (sentence) => setText(parts.alert, sentence);
+  const does = {
+    act: async (action, id, choice) => tell(await act(action, id, choice)),
+    compare: (id) => { select(id); showResult(); },
+    watch: (id) => { watchPart(id); showResult(); },
+    form: (action, id) => trigger("click", { action, id }),
+  };
+  const onNews = (job) => setText(parts.news, `${job.name}: ${job.text}`);
+  const queue = makeJobList("Queue", does);
+  const history = makeJobList("Finished", does);
+  const state = new Map(); // id -> status, to tell what ends; rows move from one list to the other
+  parts.queue.replaceWith(queue.element);
+  parts.history.replaceWith(history.element);
+  element.querySelector(".studio-queue").append(parts.element);
 
-  listen(({ jobs, selected }) => {
-    setHidden(empty, jobs.length > 0);
-    setHidden(list, jobs.length === 0);
-    const active = jobs.filter((job) => job.canCancel).length;
-    setText(count, active ? `${active} to do` : "");
-    for (const [id, row] of rows) {
-      if (jobs.some((job) => job.id === id)) continue;
-      if (row.element.contains(document.activeElement)) list.focus();
-      row.element.remove();
-      rows.delete(id);
+  let typing = 0;
+  parts.search.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => look({ search: parts.search.value.trim(), limit: isPhone ? PHONE_PAGE : PAGE }), TYPING_MS);
+  });
+  parts.more.addEventListener("click", () => look({ limit: shown().limit + PAGE }));
+
+  listen(({ running, waiting, finished, space, selected, jobs, isKnown }) => {
+    const unfinished = [...running, ...waiting];
+    for (const job of jobs) {
+      if (state.has(job.id) && state.get(job.id) !== job.status) onNews(job);
+      state.set(job.id, job.status);
     }
-    jobs.forEach((job, index) => {
-      if (!rows.has(job.id)) rows.set(job.id, makeRow(job, act));
-      const row = rows.get(job.id);
-      if (list.children[index] !== row.element) list.insertBefore(row.element, list.children[index] ?? null);
-      if (row.status && row.status !== job.status) setText(news, `${job.name}: ${job.text}`);
-      showRow(row, job, job.id === selected);
-    });
+    queue.show(unfinished, selected);
+    history.show(finished.jobs, selected);
+    const hasHistory = finished.number > 0 || Boolean(finished.search) || Boolean(parts.search.value);
+    setHidden(parts.empty, !isKnown || unfinished.length > 0 || hasHistory);
+    setHidden(queue.element, unfinished.length === 0);
+    setHidden(parts.past, !hasHistory);
+    const active = unfinished.filter((job) => job.canCancel).length;
+    setText(parts.count, active ? `${active} to do` : "");
+    setText(parts.number, finished.number ? String(finished.number) : "");
+    setText(parts.none, finished.number === 0 && finished.search ? `Nothing finished has “${finished.search}” in its name, state or settings.` : "");
+    setHidden(parts.more, finished.jobs.length >= finished.number);
+    setText(parts.more, `Show more (${finished.number - finished.jobs.length})`);
+    if (space) setText(parts.space, toWords(space));
+  });
+
+  follow();
+  start(isPhone ? PHONE_PAGE : PAGE, setParts, (trouble) => {
+    setText(parts.trouble, TROUBLE[trouble] ?? "");
+    element.classList.toggle("is-lost", Boolean(trouble));
   });
 }
 
-function makeRow(job, act) {
-  const button = (label, onclick, kind = "") =>
-    make("button", { type: "button", class: kind, "aria-label": `${label} ${job.name}`, onclick }, label);
-  const row = {
-    picture: make("img", { alt: "", class: "thumb" }),
-    facts: make("span", { class: "facts" }),
-    text: make("span", { class: "text" }),
-    percent: make("span", { class: "percent" }),
-    bar: makeBar(`Progress of ${job.name}`),
-    show: button("Compare", () => {
-      select(job.id);
-      document.getElementById("result").scrollIntoView({ block: "nearest" });
-    }),
-    download: make("a", { class: "button", download: "", "aria-label": `Download ${job.name}` }, "Download"),
-    pause: button("Pause", () => act("pause", job.id)),
-    resume: button("Continue", () => act("resume", job.id)),
-    cancel: button("Cancel", () => act("cancel", job.id)),
-    retry: button("Try again", () => act("retry", job.id)),
-    remove: button("Remove", () => askOnce(row.remove, job, () => act("remove", job.id))),
+function makeParts() {
+  const parts = {
+    count: make("span", { class: "count" }),
+    trouble: make("p", { class: "trouble", role: "status" }),
+    alert: make("p", { class: "alert", role: "alert" }),
+    empty: make("p", { class: "empty", hidden: true }, "Nothing in the queue. Files that you start run here one after another."),
+    queue: make("ol"),
+    history: make("ol"),
+    number: make("span", { class: "count" }),
+    search: make("input", { type: "search", placeholder: "Search", maxlength: "200", "aria-label": "Search finished jobs by name, state or setting" }),
+    none: make("p", { class: "none" }),
+    more: make("button", { type: "button", class: "more" }),
+    space: make("p", { class: "space" }),
+    news: make("div", { class: "sr-only", role: "status", "aria-live": "polite" }),
   };
-  row.element = make(
-    "li", { "data-job": job.id },
-    row.picture,
-    make(
-      "div", { class: "body" },
-      make("div", { class: "line" }, make("span", { class: "name", title: job.name }, job.name), row.facts),
-      row.bar,
-      make("div", { class: "line status" }, row.text, row.percent),
-    ),
-    make("div", { class: "actions" }, row.show, row.download, row.pause, row.resume, row.cancel, row.retry, row.remove),
+  parts.past = make(
+    "section", { class: "past", "aria-label": "Finished", hidden: true },
+    make("div", { class: "line head" }, make("h3", {}, "Finished", parts.number), parts.search),
+    parts.none, parts.history, parts.more, parts.space,
   );
-  return row;
+  parts.element = make(
+    "div", { class: "panel" },
+    make("div", { class: "line title" }, make("h2", {}, "Queue", parts.count), makeBell()),
+    parts.trouble, parts.alert, parts.empty,
+    make("div", { class: "scroll" }, parts.queue, parts.past),
+    parts.news,
+  );
+  return parts;
 }
 
-// A file that is deleted does not come back: the first press asks, a second one within a few seconds does it.
-const ASK_MS = 5000;
-
-function askOnce(button, job, action) {
-  if (button.dataset.asked) {
-    action();
-    return;
-  }
-  button.dataset.asked = "yes";
-  setText(button, "Delete file?");
-  button.setAttribute("aria-label", `Really delete ${job.name}`);
-  setTimeout(() => {
-    delete button.dataset.asked;
-    setText(button, "Remove");
-    button.setAttribute("aria-label", `Remove ${job.name}`);
-  }, ASK_MS);
+function showResult() {
+  document.getElementById("result").scrollIntoView({ block: "nearest" });
 }
 
-function showRow(row, job, isSelected) {
-  row.status = job.status;
-  row.element.className = job.status + (isSelected ? " selected" : "");
-  if (job.thumbnail && row.picture.getAttribute("src") !== job.thumbnail) row.picture.src = job.thumbnail;
-  setText(row.facts, job.facts);
-  setText(row.text, job.text);
-  setText(row.percent, job.status === "running" && job.percent !== null ? `${job.percent} %` : "");
-  setHidden(row.bar, job.status !== "running");
-  if (job.status === "running") row.bar.show(job.percent);
-  setHidden(row.show, !job.preview);
-  row.show.setAttribute("aria-pressed", String(isSelected));
-  setHidden(row.download, !job.download);
-  if (job.download && row.download.getAttribute("href") !== job.download) row.download.href = job.download;
-  setHidden(row.pause, !job.canPause);
-  setHidden(row.resume, !job.canResume);
-  setHidden(row.cancel, !job.canCancel);
-  setHidden(row.retry, !job.canRetry);
-  setHidden(row.remove, !job.canRemove);
+function toWords({ used, limit, keepDays }) {
+  const days = keepDays === 1 ? "a day" : `${keepDays} days`;
+  return `Finished jobs stay ${days}, results that nobody has looked at twice as long. ${toSize(used)} of ${toSize(limit)} used.`;
 }

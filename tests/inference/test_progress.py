@@ -77,6 +77,47 @@ def test_what_an_earlier_process_has_done_does_not_count_for_the_speed() -> None
     assert speed.update(108, 120) == (2.0, 6.0)
 
 
+def test_the_time_left_is_a_range_from_the_slowest_to_the_fastest_recent_speed() -> None:
+    clock = Clock()
+    speed = Speedometer(clock)
+    frames = 0
+    for second in range(120):
+        clock.now += 1
+        frames += 1 if second < 100 else 3  # faster in the last 20 seconds
+        speed.update(frames, 1000)
+
+    low, high = speed.spread(frames, 1000) or (0.0, 0.0)
+    left = 1000 - frames
+    assert low == pytest.approx(0.9 * left / 3)
+    assert high == pytest.approx(1.1 * left / (frames / 120))
+
+
+def test_no_range_is_told_in_the_first_seconds_or_while_nothing_moves() -> None:
+    clock = Clock()
+    speed = Speedometer(clock)
+    clock.now += 5
+    speed.update(8, 20)
+    assert speed.spread(8, 20) is None
+    for _ in range(60):
+        clock.now += 1
+        speed.update(8, 20)
+    assert speed.spread(8, 20) is None
+
+
+def test_the_tracker_tells_the_shots_found_so_far() -> None:
+    told: list[Progress] = []
+    tracker = Tracker(Meter(torch.device("cpu")), told.append)
+    tracker.enter(Stage.RESTORE, 10)
+    assert told[-1].num_shots is None
+    tracker.begin_shot(0)
+    tracker.find_shot()
+    tracker.finish_unit()
+    assert (told[-1].shot, told[-1].num_shots) == (0, 2)
+    tracker.begin_shot(1)
+    tracker.finish_unit()
+    assert (told[-1].shot, told[-1].num_shots) == (1, 2)
+
+
 def test_the_tracker_counts_what_was_done_before_and_finished_units() -> None:
     told: list[Progress] = []
     tracker = Tracker(Meter(torch.device("cpu")), told.append)

@@ -29,6 +29,11 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def kill(self) -> None:
+        """End it at once, as a machine that loses power does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(STOP_LIMIT_S)
+
     def stop(self) -> int:
         """Ask it to end and return its exit code; raises TimeoutExpired if it does not."""
         self.process.send_signal(signal.SIGTERM)
@@ -36,9 +41,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path) -> Iterator[Server]:
-    """The app over an empty data folder below `folder`, answering requests."""
-    port = _free_port()
+def running_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[Server]:
+    """The app over the data folder below `folder`, answering requests; `arguments` go to it."""
+    port = port or free_port()
     log = folder / "server.log"
     weights = os.environ.get("SEEDVR_TEST_WEIGHTS")  # a folder with another model than the embedded one
     command = [
@@ -46,6 +51,7 @@ def running_server(folder: Path) -> Iterator[Server]:
         *(sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)),
         *("--data", str(folder / "data")),
         *(("--weights", weights) if weights else ()),
+        *arguments,
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -75,7 +81,7 @@ def _wait_for(server: Server) -> None:
     raise AssertionError(f"the server does not answer; its output:\n{server.log.read_text(errors='replace')[-4000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,42 +6,25 @@ fixture that is always stopped, and each wait and each test may take only so lon
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.ui.browsing import DESKTOP, PHONE, WAIT_MS, Visit, browser, overflow, playwright_driver, visiting
 from tests.ui.server import Server, running_server
 
 pytestmark = pytest.mark.timeout(180)
 
-WAIT_MS = 20_000
 JOB_MS = 90_000
 NUM_FRAMES, WIDTH, HEIGHT = 12, 64, 48
-DESKTOP: ViewportSize = {"width": 1280, "height": 800}
-PHONE: ViewportSize = {"width": 390, "height": 844}
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
 
-
-@dataclass
-class Visit:
-    """One browser context with one page, and what it asked for outside of the server or complained about."""
-
-    context: BrowserContext
-    page: Page
-    outside: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
+__all__ = ["browser", "playwright_driver"]  # fixtures
 
 Finished = tuple[Visit, list[list[str]]]
 
@@ -60,31 +43,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def playwright_driver() -> Iterator[Playwright]:
-    driver = sync_playwright().start()
-    try:
-        yield driver
-    finally:
-        driver.stop()
-
-
-@pytest.fixture(scope="module")
-def browser(playwright_driver: Playwright) -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.fail("No Chromium is installed; install it with: apt-get install --no-install-recommends chromium")
-    browser = playwright_driver.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS, timeout=WAIT_MS)
-    try:
-        yield browser
-    finally:
-        browser.close()
-
-
 @pytest.fixture
 def desktop(browser: Browser, server: Server) -> Iterator[Visit]:
     """A visitor who comes for the first time."""
-    with _visiting(browser, server, DESKTOP) as visit:
+    with visiting(browser, server.url, DESKTOP) as visit:
         yield visit
 
 
@@ -93,7 +55,7 @@ def finished(browser: Browser, server: Server, clip: Path) -> Iterator[Finished]
     """A visit in which two files were uploaded, started and restored; and the job states that were seen on the way."""
     second = clip.with_name("second.mp4")
     shutil.copyfile(clip, second)
-    with _visiting(browser, server, DESKTOP) as visit:
+    with visiting(browser, server.url, DESKTOP) as visit:
         page = visit.page
         page.set_input_files(".zone input", [str(clip), str(second)])
         page.locator(".files li.ready").nth(1).wait_for()
@@ -109,7 +71,7 @@ def finished(browser: Browser, server: Server, clip: Path) -> Iterator[Finished]
 @pytest.fixture(scope="module")
 def phone(browser: Browser, server: Server, finished: Finished) -> Iterator[Visit]:
     """The same visitor with the two results, on a phone."""
-    with _visiting(browser, server, PHONE, like=finished[0], touch=True) as visit:
+    with visiting(browser, server.url, PHONE, like=finished[0], touch=True) as visit:
         yield visit
 
 
@@ -120,7 +82,7 @@ def test_the_first_screen_shows_everything_without_scrolling(desktop: Visit) -> 
         assert box is not None, name
         assert box["y"] >= 0, name
         assert box["y"] + box["height"] <= DESKTOP["height"], name
-    assert _overflow(page) == (0, 0)
+    assert overflow(page) == (0, 0)
 
 
 def test_nothing_is_asked_of_another_machine_and_no_script_fails(finished: Finished) -> None:
@@ -229,7 +191,7 @@ def test_a_phone_has_one_column_and_no_sideways_scroll(phone: Visit) -> None:
     page = phone.page
     page.locator(".jobs li.succeeded").nth(1).wait_for()
     _wait_for_picture(page)
-    assert _overflow(page)[0] == 0
+    assert overflow(page)[0] == 0
     names = ("#drop", "#size", "#start", "#queue", "#result")
     boxes = [box for name in names if (box := page.locator(name).bounding_box()) is not None]
     assert len(boxes) == len(names)
@@ -266,7 +228,7 @@ def test_the_sentence_about_a_bad_file_is_not_cut_off(desktop: Visit, clip: Path
     assert note is not None
     assert files is not None
     assert note["y"] + note["height"] <= files["y"] + files["height"] + 1
-    assert _overflow(page) == (0, 0)
+    assert overflow(page) == (0, 0)
 
 
 def test_the_panels_begin_alike(desktop: Visit) -> None:
@@ -320,29 +282,6 @@ def test_a_chosen_file_is_still_there_after_a_reload(desktop: Visit, clip: Path)
     page.locator(".files li").wait_for(state="detached")
 
 
-@contextlib.contextmanager
-def _visiting(
-    browser: Browser, server: Server, viewport: ViewportSize, like: Visit | None = None, touch: bool = False
-) -> Iterator[Visit]:
-    """The page in a fresh browser context, or in one with the cookies of another visit; closed at the end."""
-    context = browser.new_context(viewport=viewport, has_touch=touch, is_mobile=touch, accept_downloads=True)
-    try:
-        context.set_default_timeout(WAIT_MS)
-        context.set_default_navigation_timeout(WAIT_MS)
-        if like is not None:
-            context.add_cookies(like.context.cookies())  # type: ignore[arg-type]
-        visit = Visit(context, context.new_page())
-        visit.page.on("request", lambda request: _note_outside(visit, request, server.url))
-        visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
-        visit.page.goto(server.url)
-        visit.page.locator(".zone").wait_for()
-        visit.page.locator(".studio-queue h2").wait_for()
-        visit.page.locator(".studio-compare h2").wait_for()
-        yield visit
-    finally:
-        context.close()
-
-
 def _watch_jobs(page: Page) -> list[list[str]]:
     """The states of all jobs, each time that was looked, until all are finished."""
     seen: list[list[str]] = []
@@ -355,18 +294,6 @@ def _watch_jobs(page: Page) -> list[list[str]]:
             break
         page.wait_for_timeout(100)
     return seen
-
-
-def _note_outside(visit: Visit, request: Request, own: str) -> None:
-    if not request.url.startswith((own, "data:", "blob:")):
-        visit.outside.append(request.url)
-
-
-def _overflow(page: Page) -> tuple[int, int]:
-    """Pixels by which the page is wider and higher than the window."""
-    root = "document.documentElement"
-    wide, high = page.evaluate(f"[{root}.scrollWidth - {root}.clientWidth, {root}.scrollHeight - {root}.clientHeight]")
-    return int(wide), int(high)
 
 
 def _is_visible_on_stage(page: Page, label: str) -> bool:

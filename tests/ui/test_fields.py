@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference.settings import RestoreSettings, Settings, load_settings
-from seedvr_ui.fields import DEFAULT_SIZE, OPTIONS, SIZES, make_input, option_infos, to_layer
+from inference.settings import RestoreSettings, Settings, load_settings, to_dict
+from seedvr_ui.fields import DEFAULT_SIZE, OPTIONS, SIZES, from_settings, make_input, option_infos, to_layer
 
 DEFAULTS = [info.default for info in option_infos()]
 
@@ -34,3 +34,19 @@ def test_a_changed_option_reaches_the_settings() -> None:
 def test_each_field_starts_with_the_default_under_its_own_label(info) -> None:  # type: ignore[no-untyped-def]
     field = make_input(info)
     assert (field.value, field.label) == (getattr(info.default, "value", info.default), info.label)
+
+
+@pytest.mark.parametrize(("label", "choice"), SIZES)
+def test_the_settings_of_a_form_fill_the_form_again(label: str, choice: str) -> None:
+    options = [7 if key == "restore.seed" else default for key, default in zip(OPTIONS, DEFAULTS, strict=True)]
+    settings = to_dict(load_settings(to_layer(choice, "nano", options)))
+    values, missing = from_settings(settings, ["auto", "nano"])
+    assert (values[:2], missing) == ([choice, "nano"], []), label
+    assert values[2:] == options
+
+
+def test_what_the_form_cannot_say_is_named() -> None:
+    settings = to_dict(load_settings(["resolution=900", "fidelity=0.5", "model=seedvr2-3b"]))
+    values, missing = from_settings(settings, ["auto", "nano"])
+    assert values[:2] == [None, None]
+    assert missing == ["Size", "Model", "Fidelity"]

@@ -9,7 +9,9 @@ import pytest
 
 from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job
-from seedvr_ui.player import job_view, media_facts, preview_file, to_size, to_words
+from seedvr_ui.player import Display, job_view, preview_file
+from seedvr_ui.price import Price
+from seedvr_ui.wording import media_facts, to_size, to_words
 
 
 @pytest.fixture
@@ -44,9 +46,55 @@ def test_a_waiting_job_says_its_place(job: Job) -> None:
     assert job_view(job, 0)["text"] == "Waiting, next in line"
 
 
-def test_a_running_job_says_stage_speed_and_time_left(job: Job) -> None:
-    view = job_view(job.start().advance(Progress(Stage.RESTORE, 30, 120, 2.5, 90.0)))
-    assert (view["text"], view["percent"]) == ("Restoring · 2.5 frames/s · 1 min 30 s left", 25)
+def test_a_running_job_says_stage_shot_speed_and_time_left_as_a_range(job: Job) -> None:
+    progress = Progress(Stage.RESTORE, 30, 120, 2.5, 90.0, 1, 3, eta_low_s=170, eta_high_s=290)
+    view = job_view(job.start().advance(progress))
+    assert view["text"] == "Restoring · shot 2 of 3 so far · 2.5 frames/s · about 2–5 min left"
+    assert view["percent"] == 25
+
+
+def test_no_time_is_told_before_something_is_known(job: Job) -> None:
+    view = job_view(job.start().advance(Progress(Stage.RESTORE, 1, 120, 2.5, 90.0)))
+    assert view["text"] == "Restoring · 2.5 frames/s"
+
+
+def test_a_price_shows_what_was_spent_and_what_it_will_be(job: Job) -> None:
+    display = Display(price=Price(3600.0, after=" USD"), expect=lambda job: (60.0, 120.0))
+    assert job_view(job, display=display)["cost"] == "about 60.00–120.00 USD"
+    done = replace(job.start().succeed({}, {}), worked_s=90.0)
+    assert job_view(done, display=display)["cost"] == "90.00 USD"
+    running = replace(job.start(), worked_s=0.0).advance(
+        Progress(Stage.RESTORE, 30, 120, 2.5, 90.0, eta_low_s=1e6, eta_high_s=1e6)
+    )
+    assert "so far, about 10000" in job_view(running, display=display)["cost"]
+    assert job_view(job)["cost"] == ""
+
+
+def test_a_waiting_job_says_how_long_it_will_take(job: Job) -> None:
+    text = job_view(job, 1, Display(expect=lambda job: (130.0, 290.0)))["text"]
+    assert text == "Waiting, 1 ahead · takes about 2–5 min"
+
+
+def test_a_result_that_was_not_seen_stays_twice_as_long(job: Job) -> None:
+    done = job.start().succeed({}, {})
+    assert done.finished_at is not None
+    display = Display(keep_s=100.0)
+    assert job_view(done, display=display)["staysUntil"] == done.finished_at + 200
+    assert job_view(done.see(), display=display)["staysUntil"] == done.finished_at + 100
+    assert job_view(job, display=display)["staysUntil"] is None
+
+
+def test_what_is_finished_can_be_watched_while_the_job_runs_and_when_it_was_kept(job: Job) -> None:
+    running = job.start().advance(Progress(Stage.RESTORE, 30, 120, units=2))
+    part = f"studio/jobs/{job.id}/part"
+    assert job_view(job.start())["part"] == ""
+    assert job_view(running)["part"] == part
+    assert job_view(running.cancel(keep_part=True))["part"] == part
+    assert job_view(running.cancel())["part"] == ""
+    assert job_view(running.succeed({}, {}))["part"] == ""
+    again = running.cancel(keep_part=True).retry(2.0)
+    assert job_view(again)["part"] == part, "it waits, and what it goes on from is still there"
+    assert job_view(again.start().advance(Progress(Stage.LOAD)))["part"] == part
 
 
 def test_an_unknown_length_has_no_percent(job: Job) -> None:
