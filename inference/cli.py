@@ -104,13 +104,14 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     data: Annotated[Path | None, typer.Option(help="Folder for uploads and results.")] = None,
     root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
         engine = load_settings(settings or []).engine
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
-        _project_module("app").main(host, port, data, engine, root_path=root_path)
+        _project_module("app").main(host, port, data, engine, root_path=root_path, folder=folder)
 
 
 @app.command()

@@ -13,7 +13,6 @@ from typing import Any
 from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.storage import THUMBNAIL
-from seedvr_ui.uploads import Upload
 
 STAGE_WORDS = {
     Stage.PREPARE: "Preparing",
@@ -42,19 +41,6 @@ def job_view(job: Job, num_ahead: int = 0) -> dict[str, Any]:
         "canResume": job.can_resume,
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
-    }
-
-
-def upload_view(upload: Upload) -> dict[str, Any]:
-    """`upload` as JSON-able values for the drop zone."""
-    return {
-        "id": upload.id,
-        "name": upload.name,
-        "size": upload.size,
-        "received": upload.received,
-        "ready": upload.is_ready,
-        "error": upload.error,
-        "facts": media_facts(upload.media or {}),
     }
 
 
