@@ -107,7 +107,7 @@ def _check_host(host: str) -> None:
     """Refuse what is not a name, and an address in any but its usual form: other forms hide what it is."""
     is_number = _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2].lower()) is not None
     with contextlib.suppress(ValueError):
-        if is_number or ":" in host:
+        if (is_number or ":" in host) and "%" not in host:
             ipaddress.ip_address(host)
             return
     if is_number or _NAME.fullmatch(host) is None:
