@@ -5,7 +5,7 @@ import "./vendor/tus-4.3.1.min.js";
 const { tus } = window;
 
 const PART_BYTES = 8 * 2 ** 20;
-const RETRY_WAITS_MS = [500, 1000, 2000, 4000, 8000, 15000, 30000, 60000];
+const RETRY_WAITS_MS = [500, 1000, 2000, 3000, ...Array(120).fill(5000)]; // ten minutes, then a button
 const RATE_WINDOW_S = 4;
 
 export const address = (path) => new URL(`studio/${path}`, document.baseURI).toString();

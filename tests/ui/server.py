@@ -29,6 +29,16 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
+    @property
+    def port(self) -> int:
+        """The port that it answers on."""
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End it, its worker, and all else of its group at once, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(STOP_LIMIT_S)
+
     def stop(self) -> int:
         """Ask it to end and return its exit code; raises TimeoutExpired if it does not."""
         self.process.send_signal(signal.SIGTERM)
@@ -36,9 +46,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path) -> Iterator[Server]:
-    """The app over an empty data folder below `folder`, answering requests."""
-    port = _free_port()
+def running_server(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
+    """The app over the data folder below `folder`, answering requests; on a given port when it is started again."""
+    port = port or _free_port()
     log = folder / "server.log"
     weights = os.environ.get("SEEDVR_TEST_WEIGHTS")  # a folder with another model than the embedded one
     command = [
@@ -46,6 +56,7 @@ def running_server(folder: Path) -> Iterator[Server]:
         *(sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)),
         *("--data", str(folder / "data")),
         *(("--weights", weights) if weights else ()),
+        *options,
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
