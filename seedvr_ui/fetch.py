@@ -103,7 +103,9 @@ def _to_answer(response: httpcore2.Response, told: httpx2.Headers, url: httpx2.U
     if status in (404, 410):
         raise LinkError(f"{url.host} has no such file; check the link.")
     if status == 416 and told.get("content-range", "") == f"bytes */{start}":  # there is no more than we have
-        return Answer(name=_file_name("", url, ""), size=start, start=start, validator=_validator(told), blocks=iter(()))
+        return Answer(
+            name=_file_name("", url, ""), size=start, start=start, validator=_validator(told), blocks=iter(())
+        )
     if status not in (200, 206):
         raise LinkError(f"{url.host} answered {status} instead of a file; check the link.")
     if told.get("content-encoding", "identity").lower() != "identity":

@@ -153,7 +153,9 @@ class Transfers:
                 self._uploads.fail(task.owner, task.upload_id, str(error))
             except Exception:
                 log.exception("upload %s failed", task.upload_id)
-                self._uploads.fail(task.owner, task.upload_id, "This file could not be brought in; see the server's log.")
+                self._uploads.fail(
+                    task.owner, task.upload_id, "This file could not be brought in; see the server's log."
+                )
         except UnknownUploadError:
             log.debug("upload %s was discarded", task.upload_id)
 
@@ -235,7 +237,9 @@ class Transfers:
             try:
                 part.write(block)
             except DiskFullError as error:
-                raise LinkError("The disk of the server is full; remove finished jobs and give the link again.") from error
+                raise LinkError(
+                    "The disk of the server is full; remove finished jobs and give the link again."
+                ) from error
 
     def _go_on(self) -> None:
         if self._stop.is_set():

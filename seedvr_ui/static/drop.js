@@ -47,9 +47,23 @@ export function attach(element, props, trigger, watch) {
   });
   watch("value", () => answer(props.value));
   window.addEventListener("beforeunload", (event) => {
-    if (rows.some((row) => row.state === "waiting" || row.state === "sending")) event.preventDefault(); // else nothing stops
+    if (isSending()) event.preventDefault(); // else nothing stops
   });
+  keepPage();
   restore();
+}
+
+const isSending = () => rows.some((row) => row.state === "waiting" || row.state === "sending");
+
+// When the server is back after a restart, Gradio loads the page anew. That would lose the files that are on their way,
+// which only the person at the browser can choose again, so until they have arrived its question for the server is not
+// answered. It goes on asking every two seconds.
+function keepPage() {
+  const { fetch } = window;
+  window.fetch = (...request) => {
+    const url = String(request[0]?.url ?? request[0]);
+    return isSending() && /\/app_id$/.test(url) ? Promise.reject(new TypeError("uploads come first")) : fetch(...request);
+  };
 }
 
 // Resolves when no upload is under way, with the value for Python. Start awaits it.

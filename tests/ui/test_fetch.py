@@ -227,9 +227,7 @@ def test_a_restart_goes_on_where_the_file_ends(
     assert int(str(site.ranges[1]).removeprefix("bytes=").removesuffix("-")) >= received
 
 
-def test_a_file_of_unknown_length_is_taken(
-    fetching: Fetching, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_unknown_length_is_taken(fetching: Fetching, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads_module, "_GROWTH_BYTES", 100_000)
     upload = fetching(site("/endless/1000000"))
     assert (upload.is_ready, upload.size, upload.is_size_known) == (True, 1_000_000, True)
@@ -318,7 +316,9 @@ def test_a_redirect_to_a_private_address_is_not_followed(site: Site, target: str
     assert len(site.ranges) == 1
 
 
-@pytest.mark.parametrize("addresses", ["10.0.0.1", "127.0.0.1 10.0.0.1", "10.0.0.1 127.0.0.1", "::ffff:127.0.0.1", "fe80::1%eth0"])
+@pytest.mark.parametrize(
+    "addresses", ["10.0.0.1", "127.0.0.1 10.0.0.1", "10.0.0.1 127.0.0.1", "::ffff:127.0.0.1", "fe80::1%eth0"]
+)
 def test_a_name_with_even_one_private_address_is_refused(site: Site, addresses: str) -> None:
     network = _network(lambda address: address == HERE, videos_example=addresses)
     with pytest.raises(LinkError, match="not on the public internet"), ask(site("/a.mp4"), network):

@@ -161,7 +161,10 @@ def test_a_file_that_changed_since_it_was_listed_is_not_taken(root: Path) -> Non
     folder = ServerFolder(root)
     file = folder.files()[0]
     (root / "a.mp4").write_bytes(b"other")
-    with pytest.raises(FolderError, match=r"a\.mp4 has changed in the server folder; choose it again"), folder.open(file):
+    with (
+        pytest.raises(FolderError, match=r"a\.mp4 has changed in the server folder; choose it again"),
+        folder.open(file),
+    ):
         pytest.fail("it was opened")
 
 

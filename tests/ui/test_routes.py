@@ -109,7 +109,17 @@ def test_a_job_without_result_has_no_download(client: TestClient, submit: Submit
 
 
 def test_scripts_and_styles_are_served(client: TestClient) -> None:
-    for name in ("studio.css", "drop.js", "queue.js", "compare.js", "store.js", "dom.js", "send.js", "sources.js", "icon.svg"):
+    for name in (
+        "studio.css",
+        "drop.js",
+        "queue.js",
+        "compare.js",
+        "store.js",
+        "dom.js",
+        "send.js",
+        "sources.js",
+        "icon.svg",
+    ):
         assert client.get(f"/studio/static/{name}").status_code == 200, name
 
 

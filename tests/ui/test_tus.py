@@ -183,9 +183,7 @@ def test_a_wrong_piece_is_refused_and_changes_nothing(
         ({**TUS, "Upload-Length": str(31 * 2**20)}, 413),
     ],
 )
-def test_a_wrong_creation_is_refused(
-    client: httpx2.Client, live: Live, headers: dict[str, str], status: int
-) -> None:
+def test_a_wrong_creation_is_refused(client: httpx2.Client, live: Live, headers: dict[str, str], status: int) -> None:
     reply = client.post(live.address, headers=headers)
     assert (reply.status_code, reply.headers["tus-resumable"]) == (status, "1.0.0")
     assert client.get(live.address).json()["uploads"] == []
@@ -199,9 +197,7 @@ def test_a_limit_is_told_before_the_first_byte(client: httpx2.Client, live: Live
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_more_bytes_than_announced_are_refused_and_not_kept(
-    client: httpx2.Client, live: Live, is_told: bool
-) -> None:
+def test_more_bytes_than_announced_are_refused_and_not_kept(client: httpx2.Client, live: Live, is_told: bool) -> None:
     address = _create(client, live, 2**21 + 5)
     _patch(client, address, 0, b"ab")
     data = bytes(3 * 2**20)
@@ -284,7 +280,9 @@ def test_no_path_comes_from_a_client(client: httpx2.Client, live: Live, upload_i
         assert reply.status_code in (404, 405)
 
 
-@pytest.mark.parametrize("name", ["../../x.mp4", "/etc/passwd", "a\x00b.mp4", "ü" * 400 + ".mp4", "..", "", ".ssh", "c:\\x.mp4"])
+@pytest.mark.parametrize(
+    "name", ["../../x.mp4", "/etc/passwd", "a\x00b.mp4", "ü" * 400 + ".mp4", "..", "", ".ssh", "c:\\x.mp4"]
+)
 def test_a_name_never_leaves_its_folder(client: httpx2.Client, live: Live, wait_until: Wait, name: str) -> None:
     _patch(client, _create(client, live, 3, name), 0, b"abc")
     wait_until(lambda: _view(client, live)["ready"])
