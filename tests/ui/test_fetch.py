@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import ipaddress
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -369,7 +370,11 @@ REFUSED_LINKS = [
 
 
 @pytest.mark.parametrize("link", REFUSED_LINKS)
-def test_nothing_but_the_public_internet_is_asked(link: str) -> None:
+def test_nothing_but_the_public_internet_is_asked(link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        pytest.fail("a connection was made")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
     with pytest.raises(LinkError) as refused, ask(link, Network()):
         pytest.fail("it was asked")
     assert str(refused.value).endswith(".")
