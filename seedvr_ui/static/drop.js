@@ -265,13 +265,15 @@ function showWork(row, upload) {
 async function look() {
   if (isLooking) return;
   isLooking = true;
-  while (rows.some((row) => row.state === "working")) {
+  const working = () => rows.filter((row) => row.state === "working");
+  while (working().length) {
+    const asked = working(); // one that is added while the server answers is not in its answer
     const { uploads } = await persist(() => call("GET", "uploads"));
-    for (const row of rows.filter((candidate) => candidate.state === "working")) {
+    for (const row of asked.filter((candidate) => candidate.state === "working")) {
       const upload = uploads.find((candidate) => candidate.id === row.id);
       show(row, upload ?? { error: "This upload no longer exists; choose the file again." });
     }
-    if (rows.some((row) => row.state === "working")) await pause(LOOK_EVERY_MS);
+    if (working().length) await pause(LOOK_EVERY_MS);
   }
   isLooking = false;
 }
