@@ -28,6 +28,7 @@ from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.worker import Worker
 from seedvr_ui.calibration import Calibration
+from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
@@ -35,6 +36,7 @@ from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage
+from seedvr_ui.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ DEFAULT_PORT = 7860
 DEFAULT_KEEP_DAYS = 7.0
 _SHUTDOWN_LIMIT_S = 2
 _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/share/seedvr)"
+_FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
 
@@ -54,6 +57,11 @@ def default_data() -> Path:
     return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
 
 
+def default_folder() -> Path | None:
+    """The folder of this machine to choose sources from: SEEDVR_FOLDER, else none."""
+    return Path(os.environ["SEEDVR_FOLDER"]) if os.environ.get("SEEDVR_FOLDER") else None
+
+
 def create_app(
     data: Path,
     engine: EngineSettings | None = None,
@@ -61,10 +69,11 @@ def create_app(
     root_path: str = "",
     limits: Limits | None = None,
     price: Price | None = None,
+    folder: Path | None = None,
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
-    `price` is what an hour of this machine costs, to be shown.
+    `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
     """
     engine = engine or EngineSettings()
     storage = Storage(data)
@@ -75,17 +84,19 @@ def create_app(
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     calibration.is_idle = manager.is_idle
     forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)
+    transfers = Transfers(manager.uploads, ServerFolder(folder) if folder else None)
 
     def stop() -> None:
         calibration.close()
         worker.kill()
 
-    return assemble(manager, engine, forecast, price, root_path=root_path, on_stop=stop)
+    return assemble(manager, engine, transfers, forecast, price, root_path=root_path, on_stop=stop)
 
 
 def assemble(
     manager: SessionManager,
     engine: EngineSettings,
+    transfers: Transfers,
     forecast: Forecast,
     price: Price | None = None,
     *,
@@ -105,7 +116,9 @@ def assemble(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
+        transfers.start()
         yield
+        transfers.close()
         parts.close()
         manager.close()
         on_stop()
@@ -115,7 +128,7 @@ def assemble(
     access = Access()
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
-    add_routes(app, manager, access)
+    add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display))
     add_media_routes(app, manager, access, parts)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
@@ -149,13 +162,19 @@ def main(
     root_path: str = "",
     keep_days: float = DEFAULT_KEEP_DAYS,
     price_per_hour: str = "",
+    folder: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds."""
     import uvicorn
 
-    price = parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", ""))
-    limits = Limits(keep_s=keep_days * 86400)
-    app = create_app(data or default_data(), engine, root_path=root_path, limits=limits, price=price)
+    app = create_app(
+        data or default_data(),
+        engine,
+        root_path=root_path,
+        limits=Limits(keep_s=keep_days * 86400),
+        price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
+        folder=folder or default_folder(),
+    )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S)
 
@@ -185,6 +204,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port (default: %(default)s)")
     parser.add_argument("--data", type=Path, help=_DATA_HELP)
+    parser.add_argument("--folder", type=Path, help=_FOLDER_HELP)
     parser.add_argument("--weights", default="", help="folder with model files")
     parser.add_argument("--root-path", default="", help="path below which a proxy serves the page")
     parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)

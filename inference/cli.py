@@ -105,6 +105,7 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="Folder for uploads and results.")] = None,
     root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
     price_per_hour: Annotated[str, typer.Option(help="What an hour costs, to be shown, such as '0.79 USD'.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
@@ -112,7 +113,7 @@ def serve(
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
-            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour
+            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder
         )  # fmt: skip
 
 

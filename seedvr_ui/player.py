@@ -17,7 +17,6 @@ from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.price import Price
 from seedvr_ui.retention import stays_until
 from seedvr_ui.storage import THUMBNAIL
-from seedvr_ui.uploads import Upload
 from seedvr_ui.wording import media_facts, settings_words, to_range, to_size, to_words
 
 STAGE_WORDS = {
@@ -69,19 +68,6 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
         "canMove": job.status is JobStatus.QUEUED,
-    }
-
-
-def upload_view(upload: Upload) -> dict[str, Any]:
-    """`upload` as JSON-able values for the drop zone."""
-    return {
-        "id": upload.id,
-        "name": upload.name,
-        "size": upload.size,
-        "received": upload.received,
-        "ready": upload.is_ready,
-        "error": upload.error,
-        "facts": media_facts(upload.media or {}),
     }
 
 

@@ -83,6 +83,13 @@ class Storage:
                 if is_id(session.name) and is_id(job.name):
                     yield session.name, job.name, job
 
+    def upload_folders(self) -> Iterator[tuple[str, Path]]:
+        """(session, folder) of every upload folder that is there."""
+        for session in _folders(self._sessions):
+            for upload in _folders(session / "uploads"):
+                if is_id(session.name) and is_id(upload.name):
+                    yield session.name, upload
+
     def has_space(self) -> bool:
         """Whether there is some room on the disk beyond what we keep free."""
         return shutil.disk_usage(self.root).free > _RESERVED_BYTES

@@ -1,17 +1,21 @@
-// The drop zone: takes files, sends them in pieces that can be resumed, and tells Python which are ready.
-// The server knows how much of a file has arrived, so a lost connection or a reload costs at most one piece.
+// The drop zone: takes files, links and files of the server, shows how far each is, and tells Python which are ready.
+// The server knows how much of a file has arrived, so a lost connection or a reload costs a moment, not the upload.
 
-import { make, makeBar, setHidden, setText, toSize } from "./dom.js";
+import { make, makeBar, setHidden, setText, toSize, toSpan } from "./dom.js";
+import { call, fingerprint, send } from "./send.js";
+import { makeFolderList, makeLinkField } from "./sources.js";
 
 const ACCEPT = "video/*,image/*,.mkv,.mov,.avi,.ts,.m2ts,.mts,.vob,.wmv,.flv,.mxf,.webm,.tif,.tiff,.webp,.avif";
 const ANSWER_LIMIT_MS = 15000;
-const RETRY_WAITS_MS = [500, 1000, 2000, 4000, 8000, 15000, 30000];
+const LOOK_EVERY_MS = 700;
+const MAX_AT_ONCE = 2;
 
-const rows = []; // one per file on the page, in the order of choice
+// One per file, in the order of choice. `state`: waiting (for its turn), sending, working (the server checks or fetches
+// it), ready, bad, interrupted (the file has to be chosen again), stopped (the file is here), submitted, gone.
+const rows = [];
 let zone = null; // set by attach
-let sending = Promise.resolve();
-
-class Refusal extends Error {} // the server said no in a sentence; trying again would not help
+let isLooking = false;
+let changed = makeSignal();
 
 export function attach(element, props, trigger, watch) {
   const list = make("ul", { class: "files", "aria-label": "Chosen files" });
@@ -26,7 +30,8 @@ export function attach(element, props, trigger, watch) {
     make("span", {}, "or choose files from this device"),
   );
   zone = { list, alert, status, target, tell: () => { props.value = value(); } };
-  element.querySelector(".studio-drop").append(target, alert, status, list);
+  const say = (text) => setText(alert, text);
+  element.querySelector(".studio-drop").append(target, makeLinkField(addFromServer, say), alert, status, list);
 
   let depth = 0; // dragenter and dragleave also fire for children
   const isFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -41,14 +46,30 @@ export function attach(element, props, trigger, watch) {
     addFiles(event.dataTransfer.files);
   });
   watch("value", () => answer(props.value));
-  window.addEventListener("beforeunload", (event) => { if (rows.some(isPending)) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => {
+    if (isSending()) event.preventDefault(); // else nothing stops
+  });
+  keepPage();
   restore();
+}
+
+const isSending = () => rows.some((row) => row.state === "waiting" || row.state === "sending");
+
+// When the server is back after a restart, Gradio loads the page anew. That would lose the files that are on their way,
+// which only the person at the browser can choose again, so until they have arrived its question for the server is not
+// answered. It goes on asking every two seconds.
+function keepPage() {
+  const { fetch } = window;
+  window.fetch = (...request) => {
+    const url = String(request[0]?.url ?? request[0]);
+    return isSending() && /\/app_id$/.test(url) ? Promise.reject(new TypeError("uploads come first")) : fetch(...request);
+  };
 }
 
 // Resolves when no upload is under way, with the value for Python. Start awaits it.
 export async function settled() {
   setText(zone.status, rows.some(isPending) ? "Starts as soon as the upload is complete." : "");
-  while (rows.some(isPending)) await sending;
+  while (rows.some(isPending)) await changed.promise;
   setText(zone.status, "");
   const chosen = { ...value(), repeated: rows.some((row) => row.state === "submitted") };
   for (const row of rows.filter((candidate) => candidate.state === "ready")) {
@@ -62,7 +83,21 @@ function giveBack(row) {
   if (row.state === "submitted") row.state = "ready";
 }
 
-const isPending = (row) => row.state === "waiting" || row.state === "sending";
+const isPending = (row) => ["waiting", "sending", "working"].includes(row.state);
+
+function makeSignal() {
+  const signal = {};
+  signal.promise = new Promise((resolve) => { signal.give = resolve; });
+  return signal;
+}
+
+function setState(row, state) {
+  row.state = state;
+  row.element.className = state;
+  const old = changed;
+  changed = makeSignal();
+  old.give();
+}
 
 function value() {
   return { ready: rows.filter((row) => row.state === "ready").map((row) => row.id) };
@@ -78,35 +113,47 @@ function answer(reply) {
   rows.forEach(giveBack);
 }
 
-// After a reload: whole files are ready again, unfinished ones wait for the same file to be chosen once more.
+// After a reload: whole files are ready again, what the server does goes on, and files that this browser was sending
+// wait for the same file to be chosen once more.
 async function restore() {
-  const { uploads } = await call("GET", "");
+  const { uploads, hasFolder } = await persist(() => call("GET", "uploads"));
+  if (hasFolder) zone.target.nextElementSibling.after(makeFolderList(addFromServer, (text) => setText(zone.alert, text)));
   for (const upload of uploads) {
     if (rows.some((row) => row.id === upload.id)) continue;
     const row = addRow(upload.name, upload.size);
-    row.id = upload.id;
-    finish(row, upload, "Interrupted. Choose the same file again to continue.");
+    Object.assign(row, { id: upload.id, fingerprint: upload.fingerprint });
+    show(row, upload);
   }
+  look();
 }
 
 function addFiles(files) {
   for (const file of files) {
-    const old = rows.find((row) => row.state === "interrupted" && row.name === file.name && row.size === file.size);
-    if (old) drop(old);
-    const row = addRow(file.name, file.size);
-    sending = sending.then(() => send(row, file));
+    const mark = fingerprint(file);
+    const old = rows.find((row) => ["interrupted", "stopped"].includes(row.state) && row.fingerprint === mark);
+    const row = old ?? addRow(file.name, file.size);
+    Object.assign(row, { file, fingerprint: mark });
+    wait(row);
   }
   setText(zone.alert, "");
 }
 
+function addFromServer(upload) {
+  const row = addRow(upload.name, upload.size);
+  row.id = upload.id;
+  show(row, upload);
+  look();
+}
+
 function addRow(name, size) {
-  const row = { name, size, state: "waiting", id: null };
-  row.note = make("span", { class: "note" }, "Waiting");
+  const row = { name, size, state: "waiting", id: null, file: null, fingerprint: null, stop: null };
+  row.title = make("span", { class: "name", title: name }, name);
+  row.note = make("span", { class: "note" });
   row.bar = makeBar(`Upload of ${name}`);
+  row.again = make("button", { type: "button", class: "again", "aria-label": `Go on with ${name}`, onclick: () => wait(row) }, "Go on");
   const remove = make("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`, title: "Remove", onclick: () => discard(row) }, "×");
-  row.element = make(
-    "li", {}, make("div", { class: "line" }, make("span", { class: "name", title: name }, name), remove), row.bar, row.note,
-  );
+  row.element = make("li", {}, make("div", { class: "line" }, row.title, row.again, remove), row.bar, row.note);
+  setHidden(row.again, true);
   row.bar.show(0);
   rows.push(row);
   zone.list.append(row.element);
@@ -116,86 +163,129 @@ function addRow(name, size) {
 function drop(row) {
   rows.splice(rows.indexOf(row), 1);
   row.element.remove();
-  row.state = "gone";
+  row.stop?.();
+  setState(row, "gone");
   zone.tell();
+  sendNext();
 }
 
 function discard(row) {
   const { id } = row;
   drop(row);
-  if (id) call("DELETE", `/${id}`).catch(() => {}); // the age limit removes what could not be removed now
+  if (id) call("DELETE", `uploads/${id}`).catch(() => {}); // the age limit removes what could not be removed now
 }
 
-async function send(row, file) {
-  if (row.state !== "waiting") return;
-  row.state = "sending";
-  try {
-    const fingerprint = `${file.lastModified}`;
-    const begun = await persist(() => call("POST", "", JSON.stringify({ name: file.name, size: file.size, fingerprint })), row);
-    row.id = begun.id;
-    if (row.state === "gone") return void call("DELETE", `/${row.id}`).catch(() => {});
-    let upload = begun;
-    while (row.state === "sending" && upload.received < file.size) {
-      showProgress(row, upload.received);
-      const { received } = upload;
-      upload = await persist(() => sendPiece(row, file, received, begun.piece), row);
-    }
-    if (upload.ready === undefined) { // the answer to the last piece was lost, not the piece
-      const { uploads } = await persist(() => call("GET", ""), row);
-      upload = uploads.find((candidate) => candidate.id === row.id) ?? {};
-    }
-    if (row.state === "sending") finish(row, upload, "The upload stopped. Choose the file again.");
-  } catch (error) {
-    if (row.state === "gone") return;
-    finish(row, { error: error instanceof Refusal ? error.message : "The upload failed. Choose the file again to continue it." });
+function wait(row) {
+  setState(row, "waiting");
+  setText(row.note, "Waiting");
+  row.note.removeAttribute("role");
+  setHidden(row.again, true);
+  setHidden(row.bar, false);
+  sendNext();
+}
+
+function sendNext() {
+  for (const row of rows.filter((candidate) => candidate.state === "waiting")) {
+    if (rows.filter((candidate) => candidate.state === "sending").length >= MAX_AT_ONCE) return;
+    begin(row);
   }
 }
 
-async function sendPiece(row, file, received, piece) {
-  const end = Math.min(file.size, received + piece);
-  if (end === file.size) {
-    row.bar.show(null);
-    setText(row.note, "Sending the last part and checking the file");
-  }
-  return call("PUT", `/${row.id}?offset=${received}`, file.slice(received, end));
+function begin(row) {
+  setState(row, "sending");
+  setText(row.note, "Starting");
+  const isFree = (id) => !rows.some((other) => other !== row && other.id === id);
+  row.stop = send(row.file, row.id, isFree, {
+    begin: (id) => {
+      row.id = id;
+      if (row.state === "gone") call("DELETE", `uploads/${id}`).catch(() => {});
+    },
+    progress: (sent, rate) => showProgress(row, sent, rate, "Uploading"),
+    lost: () => setText(row.note, "The connection was lost; trying again"),
+    end: () => {
+      if (row.state === "gone") return;
+      setState(row, "working");
+      showCheck(row);
+      sendNext();
+      look();
+    },
+    fail: (reason, canGoOn) => {
+      if (row.state === "gone") return;
+      if (canGoOn) stopRow(row, "The upload was interrupted. Press “Go on” to continue it.");
+      else show(row, { error: reason || "The server did not accept this file; choose another one." });
+      sendNext();
+    },
+  });
 }
 
-function showProgress(row, received) {
-  row.bar.show(row.size ? (100 * received) / row.size : 0);
-  setText(row.note, `Uploading, ${toSize(received)} of ${toSize(row.size)}`);
+function stopRow(row, text) {
+  setState(row, "stopped");
+  setText(row.note, text);
+  setHidden(row.again, false);
 }
 
-function finish(row, upload, unfinished = "") {
-  row.state = upload.ready ? "ready" : upload.error ? "bad" : "interrupted";
-  row.element.className = row.state;
+function showCheck(row) {
+  row.bar.show(null);
+  setText(row.note, "Checking the file");
+}
+
+function showProgress(row, received, rate, word) {
+  if (row.state === "gone") return;
+  const isKnown = row.size !== null && row.size > 0;
+  row.bar.show(isKnown ? (100 * received) / row.size : null);
+  const parts = [`${word}, ${toSize(received)}${isKnown ? ` of ${toSize(row.size)}` : ""}`];
+  if (rate) parts.push(`${toSize(rate)}/s`);
+  if (rate && isKnown) parts.push(`${toSpan((row.size - received) / rate)} left`);
+  setText(row.note, parts.join(" · "));
+}
+
+// What the server says about an upload that this browser is not sending.
+function show(row, upload) {
+  if (upload.working) return void showWork(row, upload);
+  setState(row, upload.ready ? "ready" : upload.error ? "bad" : "interrupted");
   row.bar.show(100);
   setHidden(row.bar, true);
-  setText(row.note, upload.ready ? upload.facts : upload.error || unfinished);
+  setText(row.note, upload.ready ? upload.facts : upload.error || "Interrupted. Choose the same file again to continue.");
   if (upload.error) row.note.setAttribute("role", "alert");
   zone.tell();
 }
 
-// Repeats `attempt` while the connection is lost, with growing waits. A piece that had arrived after all is no error.
-async function persist(attempt, row) {
-  for (const wait of RETRY_WAITS_MS) {
-    try {
-      return await attempt();
-    } catch (error) {
-      if (error instanceof Refusal || row.state === "gone") throw error;
-      if (error.received !== undefined) return error;
-      setText(row.note, "The connection was lost; trying again");
-      await new Promise((resolve) => setTimeout(resolve, wait));
-    }
-  }
-  return attempt();
+function showWork(row, upload) {
+  if (row.state !== "working") setState(row, "working");
+  row.size = upload.size;
+  if (upload.name !== row.name) setText(row.title, upload.name);
+  if (upload.size !== null && upload.received === upload.size) return void showCheck(row);
+  const now = performance.now();
+  const rate = row.seen && upload.received > row.seen.received ? (1000 * (upload.received - row.seen.received)) / (now - row.seen.now) : null;
+  row.seen = { received: upload.received, now };
+  showProgress(row, upload.received, rate, upload.origin === "folder" ? "Copying" : "Fetching");
 }
 
-async function call(method, path, body) {
-  const headers = method === "POST" ? { "content-type": "application/json" } : {};
-  const response = await fetch(new URL(`studio/uploads${path}`, document.baseURI), { method, body, headers });
-  if (response.status >= 500) throw new Error(`status ${response.status}`);
-  const reply = await response.json();
-  if (response.ok) return reply;
-  if (response.status === 409) throw Object.assign(new Error("offset"), { received: reply.received });
-  throw new Refusal(reply.error ?? (typeof reply.detail === "string" ? reply.detail : "The server did not accept this file."));
+// Asks what has become of the files that the server works on, until it works on none.
+async function look() {
+  if (isLooking) return;
+  isLooking = true;
+  const working = () => rows.filter((row) => row.state === "working");
+  while (working().length) {
+    const asked = working(); // one that is added while the server answers is not in its answer
+    const { uploads } = await persist(() => call("GET", "uploads"));
+    for (const row of asked.filter((candidate) => candidate.state === "working")) {
+      const upload = uploads.find((candidate) => candidate.id === row.id);
+      show(row, upload ?? { error: "This upload no longer exists; choose the file again." });
+    }
+    if (working().length) await pause(LOOK_EVERY_MS);
+  }
+  isLooking = false;
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function persist(attempt) {
+  for (;;) {
+    try {
+      return await attempt();
+    } catch {
+      await pause(4 * LOOK_EVERY_MS);
+    }
+  }
 }

@@ -29,8 +29,13 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
+    @property
+    def port(self) -> int:
+        """The port that it answers on."""
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
     def kill(self) -> None:
-        """End it at once, as a machine that loses power does."""
+        """End it, its worker, and all else of its group at once, as a power cut would."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(STOP_LIMIT_S)
 
@@ -41,8 +46,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[Server]:
-    """The app over the data folder below `folder`, answering requests; `arguments` go to it."""
+def running_server(folder: Path, *options: str, port: int = 0) -> Iterator[Server]:
+    """The app over the data folder below `folder`, answering requests; `options` go to it.
+
+    A `port` is given when it is started again.
+    """
     port = port or free_port()
     log = folder / "server.log"
     weights = os.environ.get("SEEDVR_TEST_WEIGHTS")  # a folder with another model than the embedded one
@@ -51,7 +59,7 @@ def running_server(folder: Path, *arguments: str, port: int = 0) -> Iterator[Ser
         *(sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)),
         *("--data", str(folder / "data")),
         *(("--weights", weights) if weights else ()),
-        *arguments,
+        *options,
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(

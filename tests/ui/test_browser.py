@@ -33,7 +33,7 @@ Finished = tuple[Visit, list[list[str]]]
 def clip(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 small frames with their sound."""
     path = tmp_path_factory.mktemp("clips") / "holiday 1998.mp4"
-    _write_small_clip(shared / "media" / "edge" / "base_480x270_h264_aac.mp4", path)
+    write_small_clip(shared / "media" / "edge" / "base_480x270_h264_aac.mp4", path)
     return path
 
 
@@ -324,7 +324,7 @@ def _sound(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
 
 
-def _write_small_clip(source: Path, target: Path) -> None:
+def write_small_clip(source: Path, target: Path) -> None:
     """The first frames of `source`, scaled down, with its sound packets of the same span."""
     with av.open(str(source)) as given, av.open(str(target), "w") as output:
         rate = given.streams.video[0].average_rate or Fraction(24)

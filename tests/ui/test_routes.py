@@ -14,7 +14,6 @@ from seedvr_ui.jobs import JobStatus
 from seedvr_ui.routes import add_routes
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.storage import is_id, new_id
-from seedvr_ui.uploads import PIECE_BYTES
 from tests.ui.conftest import Submit, Wait
 
 
@@ -66,39 +65,6 @@ def test_health_tells_how_many_jobs_there_are(client: TestClient, submit: Submit
     assert client.get("/healthz").json()["jobs"]["queued"] == 1
 
 
-def test_a_file_goes_up_in_pieces(client: TestClient) -> None:
-    new = client.post("/studio/uploads", json={"name": "a.mp4", "size": 5}).json()
-    assert client.put(f"/studio/uploads/{new['id']}?offset=0", content=b"abc").json()["received"] == 3
-    last = client.put(f"/studio/uploads/{new['id']}?offset=3", content=b"de").json()
-    assert (last["ready"], last["facts"]) == (True, "64×48 · 24 fps · 8 frames · with sound")
-    assert [upload["id"] for upload in client.get("/studio/uploads").json()["uploads"]] == [new["id"]]
-
-
-def test_a_repeated_piece_is_answered_with_the_right_offset(client: TestClient) -> None:
-    new = client.post("/studio/uploads", json={"name": "a.mp4", "size": 5}).json()
-    for _ in range(2):
-        reply = client.put(f"/studio/uploads/{new['id']}?offset=0", content=b"abc")
-    assert (reply.status_code, reply.json()["received"]) == (409, 3)
-
-
-def test_a_piece_that_is_too_large_is_refused(client: TestClient) -> None:
-    new = client.post("/studio/uploads", json={"name": "a.mp4", "size": 10**6}).json()
-    reply = client.put(f"/studio/uploads/{new['id']}?offset=0", content=bytes(PIECE_BYTES + 1))
-    assert reply.status_code == 413
-
-
-def test_a_refused_upload_says_why(client: TestClient) -> None:
-    reply = client.post("/studio/uploads", json={"name": "a.mp4", "size": 10**9})
-    assert reply.status_code == 400
-    assert "limit" in reply.json()["error"]
-
-
-def test_a_discarded_upload_leaves_the_list(client: TestClient) -> None:
-    new = client.post("/studio/uploads", json={"name": "a.mp4", "size": 5}).json()
-    assert client.delete(f"/studio/uploads/{new['id']}").status_code == 200
-    assert client.get("/studio/uploads").json() == {"uploads": []}
-
-
 @pytest.mark.parametrize("path", ["/studio/uploads", f"/studio/jobs/{'0' * 32}/download"])
 def test_without_a_session_nothing_is_shown(app: FastAPI, path: str) -> None:
     assert TestClient(app).get(path).status_code == 401
@@ -143,5 +109,20 @@ def test_a_job_without_result_has_no_download(client: TestClient, submit: Submit
 
 
 def test_scripts_and_styles_are_served(client: TestClient) -> None:
-    for name in ("studio.css", "drop.js", "queue.js", "compare.js", "store.js", "dom.js", "icon.svg"):
+    for name in (
+        "studio.css",
+        "drop.js",
+        "queue.js",
+        "compare.js",
+        "store.js",
+        "dom.js",
+        "send.js",
+        "sources.js",
+        "icon.svg",
+    ):
         assert client.get(f"/studio/static/{name}").status_code == 200, name
+
+
+def test_the_upload_library_is_served_with_its_licence(client: TestClient) -> None:
+    assert "javascript" in client.get("/studio/static/vendor/tus-4.3.1.min.js").headers["content-type"]
+    assert "MIT License" in client.get("/studio/static/vendor/tus-4.3.1.LICENSE.txt").text
