@@ -14,7 +14,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import add_save_option, publish, table
+from benchmarks.whole_job import measure_job
 from inference.checkpoint import CONFIGS
 from inference.devices import plan_budget
 from inference.diffusion import denoise, unit_noise
@@ -157,8 +159,13 @@ def time_stage(name: str, work: Callable[[], Result], runs: int, device: torch.d
 
 
 @torch.inference_mode()
-def measure(dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int) -> list[Stage]:
-    """Time the three stages for a clip of ``size`` (width, height: multiples of 16) and ``num_frames`` (4n+1)."""
+def measure(
+    dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int, memory: int | None = None
+) -> list[Stage]:
+    """Time the three stages for a clip of ``size`` (width, height: multiples of 16) and ``num_frames`` (4n+1).
+
+    ``memory`` in bytes plans for a card of that size; None for what is free.
+    """
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     width, height = size
@@ -166,7 +173,8 @@ def measure(dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, run
     video = torch.rand(1, 3, num_frames, height, width, device=device, dtype=dtype) * 2 - 1
     text = torch.randn(TEXT_TOKENS, dit.config.text_width, device=device, dtype=dtype)
     num_latents = (num_frames + 3) // 4
-    budget = plan_budget(device, dtype, Size(width, height), dit.config, vae.config, num_latents)
+    free = None if memory is None else memory - weights
+    budget = plan_budget(device, dtype, Size(width, height), dit.config, vae.config, num_latents, free)
     part = vae_footprint(
         vae.config, width, height, dtype, budget.encode_frames, budget.decode_latents, budget.max_frames
     )
@@ -190,7 +198,14 @@ def measure(dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, run
 
 
 def measure_both(
-    dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int, *, baseline: bool
+    dit: DiT,
+    vae: VideoVAE,
+    size: tuple[int, int],
+    num_frames: int,
+    runs: int,
+    *,
+    baseline: bool,
+    memory: int | None = None,
 ) -> list[Stage]:
     """The stages of the fast path, with the times of the plain one if ``baseline``; ``vae`` is not prepared yet."""
     plain: list[float | None] = [None] * 3
@@ -199,7 +214,7 @@ def measure_both(
             plain = [statistics.median(stage.seconds) for stage in measure(dit, vae, size, num_frames, runs)]
         torch.cuda.empty_cache()
     vae.prepare_for_inference()
-    stages = measure(dit, vae, size, num_frames, runs)
+    stages = measure(dit, vae, size, num_frames, runs, memory)
     return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)]
 
 
@@ -212,6 +227,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=int, default=5, metavar="N", help="the median of N is reported (default: %(default)s)"
     )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card of that size")
+    parser.add_argument("--job-seconds", type=float, default=10, help="length of the whole job, 0: none (%(default)g)")
+    parser.add_argument("--clip", type=Path, help="video for the whole job (default: a clip of the test material)")
     parser.add_argument("--baseline", action="store_true", help="run the plain PyTorch path too, and print the ratio")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
@@ -228,16 +246,28 @@ def main(argv: Sequence[str]) -> int:
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
     randomize(dit, device, dtype)
     randomize(vae, device, dtype)
-    stages = measure_both(dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline)
+    memory = None if arguments.memory is None else int(arguments.memory * 2**30)
+    stages = measure_both(
+        dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline, memory=memory
+    )
     body, result = describe(stages, limits, device)
-    title = f"{arguments.model} on {result['card']}"
-    about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
     body = (
         f"{arguments.model} with random weights, bfloat16, {width}x{height}, {arguments.frames} frames; median of"
         f" {arguments.runs} after one warm-up. {body}\n\n"
         f"{arguments.frames / result['total_ms'] * 1e3:.2f} frames/s without reading and writing of files."
     )
-    values = {**about, "frames": arguments.frames, **result}
+    if arguments.job_seconds:
+        text = torch.randn(TEXT_TOKENS, dit_config.text_width, device=device, dtype=dtype)
+        job = measure_job(arguments.model, dit, vae, text, height, arguments.job_seconds, arguments.clip)
+        parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in job.seconds.items())
+        body += (
+            f"\n\nWhole job, file to file: {job.clip} to {job.size[0]}x{job.size[1]}, {job.num_frames} frames:"
+            f" {job.frames_per_second:.2f} frames/s, {100 * job.share:.0f} % of what its networks reach alone ({parts})"
+        )
+        result["job"] = {**asdict(job), "frames_per_second": job.frames_per_second, "share": job.share}
+    about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
+    values = {**about, "frames": arguments.frames, "memory_gib": arguments.memory, **result}
+    title = f"{arguments.model} on {result['card']}"
     publish("gpu", title, body, values, arguments.results if arguments.save else None)
     return 0
 

@@ -31,7 +31,8 @@ from inference.media.color import BT709, to_yuv420
 from inference.media.info import MediaInfo
 from inference.sizes import Size
 
-_QUEUE_FRAMES = 4
+_QUEUE_BYTES = 256 * 2**20
+_LEAST_FRAMES, _MOST_FRAMES = 4, 64
 _POLL_S = 0.1
 _CLOSE_TIMEOUT_S = 600.0
 _KEYFRAME_SECONDS = 2
@@ -73,8 +74,8 @@ class SegmentWriter:
         with SegmentWriter(path, parameters) as segment:
             segment.write(pixels, pts)
 
-    `write` copies nothing and returns at once unless the encoder is behind by more than four frames; the caller must
-    not change an array after handing it over. Encoder errors are raised as MediaError by the next `write` or by
+    `write` copies nothing and returns at once unless the encoder is behind by 256 MiB of frames: a card gives frames in
+    bursts, after each window of the transformer. The caller must not change an array after handing it over. Encoder errors are raised as MediaError by the next `write` or by
     `close`. Leaving the `with` block by an exception removes the unfinished file.
     """
 
@@ -85,7 +86,9 @@ class SegmentWriter:
         self.num_frames = 0
         self._parameters = parameters
         self._part = part_path(self.path)
-        self._queue: queue.Queue[tuple[NDArray[np.uint8], Fraction] | None] = queue.Queue(maxsize=_QUEUE_FRAMES)
+        self._queue: queue.Queue[tuple[NDArray[np.uint8], Fraction] | None] = queue.Queue(
+            maxsize=_queue_frames(parameters.size)
+        )
         self._abort = threading.Event()
         self._error: BaseException | None = None
         self._is_closed = False
@@ -170,6 +173,10 @@ class SegmentWriter:
                 encode_frames(container, self._parameters, self._next)
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, which raises it
             self._error = error
+
+
+def _queue_frames(size: Size) -> int:
+    return max(_LEAST_FRAMES, min(_MOST_FRAMES, _QUEUE_BYTES // (3 * size.pixels)))
 
 
 def encode_frames(
