@@ -75,8 +75,9 @@ class SegmentWriter:
             segment.write(pixels, pts)
 
     `write` copies nothing and returns at once unless the encoder is behind by 256 MiB of frames: a card gives frames in
-    bursts, after each window of the transformer. The caller must not change an array after handing it over. Encoder errors are raised as MediaError by the next `write` or by
-    `close`. Leaving the `with` block by an exception removes the unfinished file.
+    bursts, after each window of the transformer. The caller must not change an array after handing it over. Encoder
+    errors are raised as MediaError by the next `write` or by `close`. Leaving the `with` block by an exception removes
+    the unfinished file.
     """
 
     def __init__(self, path: Path | str, parameters: EncodeParameters) -> None:
