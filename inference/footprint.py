@@ -1,7 +1,7 @@
 """How much device memory the networks take, before they run: the same code, run on tensors without values.
 
 `LiveBytes` adds up the memory of all tensors that are alive while PyTorch runs on the meta device, so a prediction
-follows every change of the network by itself. Weights are not counted. Sizes are in bytes.
+follows every change of the network by itself. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.dit import DiTConfig, Mlp
+from models.dit import DiT, DiTConfig, Mlp
 from models.gpu import FastVAE
 from models.packing import PATCH
+from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
+
+
+_FINISH_PICTURES = 12
 
 
 class LiveBytes(TorchDispatchMode):
@@ -59,15 +63,20 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True, slots=True)
 class VAEFootprint:
-    """Most memory during a slice in the middle of a clip, its states included, and what stays between slices."""
+    """Most memory during a slice of a clip, its own states included, and what stays of these between slices.
+
+    encode_histories, decode_histories: bytes of the states, wherever they are.
+    """
 
     encode_peak: int
     encode_state: int
     decode_peak: int
     decode_state: int
+    encode_histories: int
+    decode_histories: int
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def vae_footprint(
     config: VAEConfig,
     width: int,
@@ -75,20 +84,22 @@ def vae_footprint(
     dtype: torch.dtype,
     encode_frames: int,
     decode_latents: int,
-    max_frames: int | None,
+    memory: VAEMemory,
 ) -> VAEFootprint:
-    """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8)."""
-    vae = _meta_vae(config, dtype)
+    """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8), weights left out."""
+    vae, _ = _meta_vae(config, dtype)
     with torch.no_grad(), torch.device("meta"):
-        video = torch.empty(1, 3, 1 + encode_frames, height, width, dtype=dtype)
-        latent = torch.empty(1, config.latent_channels, 1 + decode_latents, height // 8, width // 8, dtype=dtype)
-        encode_peak, encode_state = _second_slice(
-            lambda part, state: vae.encode(part, state, None), video.split([1, encode_frames], dim=2)
+        # A clip's first slice has a frame more, but no histories to begin with.
+        video = torch.empty(1, 3, 1 + 2 * encode_frames, height, width, dtype=dtype)
+        latent = torch.empty(1, config.latent_channels, 2 * decode_latents, height // 8, width // 8, dtype=dtype)
+        encode = _two_slices(
+            lambda part, state: vae.encode(part, state, None, memory),
+            video.split([1 + encode_frames, encode_frames], dim=2),
         )
-        decode_peak, decode_state = _second_slice(
-            lambda part, state: vae.decode(part, state, None, max_frames), latent.split([1, decode_latents], dim=2)
+        decode = _two_slices(
+            lambda part, state: vae.decode(part, state, None, memory), latent.split(decode_latents, dim=2)
         )
-    return VAEFootprint(encode_peak, encode_state, decode_peak, decode_state)
+    return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
 
 
 def dit_footprint(config: DiTConfig, latents: int, width: int, height: int, dtype: torch.dtype) -> int:
@@ -104,23 +115,46 @@ def dit_footprint(config: DiTConfig, latents: int, width: int, height: int, dtyp
     return int(tokens * (channels * dtype.itemsize + rotation) * 1.05)
 
 
-def _second_slice(
+def finish_footprint(frames: int, width: int, height: int) -> int:
+    """Most memory while `frames` decoded pictures are finished: the colour fix has about so many float32 pictures."""
+    return frames * width * height * 3 * 4 * _FINISH_PICTURES
+
+
+@lru_cache(maxsize=8)
+def dit_weights(config: DiTConfig, dtype: torch.dtype) -> int:
+    """Bytes of the transformer's weights."""
+    with torch.device("meta"):
+        return sum(weight.nbytes for weight in DiT(config).to(dtype).parameters())
+
+
+def vae_weights(config: VAEConfig, dtype: torch.dtype) -> int:
+    """Bytes of the video VAE's weights and of what its fast form for GPUs keeps beside them."""
+    return _meta_vae(config, dtype)[1]
+
+
+def _two_slices(
     step: Callable[[Tensor, VAEState | None], tuple[Tensor, VAEState]], parts: Sequence[Tensor]
-) -> tuple[int, int]:
-    """Peak of the second of two slices with what the first one left, and the bytes that are left after it."""
+) -> tuple[int, int, int]:
+    """Peak of a clip's first two slices; the bytes on the device that are left after them; those of the histories."""
     with LiveBytes() as live:
         result, state = step(parts[0], None)
         del result
-        live.peak = live.now
         result, state = step(parts[1], state)
         del result
         left = live.now
-    del state
-    return live.peak, left
+    return live.peak, left, sum(history.nbytes for history in state.histories)
 
 
 @lru_cache(maxsize=4)
-def _meta_vae(config: VAEConfig, dtype: torch.dtype) -> FastVAE:
+def _meta_vae(config: VAEConfig, dtype: torch.dtype) -> tuple[FastVAE, int]:
+    """The fast form on the meta device, and the bytes of all that it keeps, the plain form's weights included."""
     with torch.device("meta"):
         vae = VideoVAE(config).to(dtype).requires_grad_(False)
-    return FastVAE(vae.encoder, vae.decoder)
+        for parameter in vae.parameters():
+            if parameter.ndim == 5:  # as `prepare_for_inference` leaves them
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        with LiveBytes() as live:
+            fast = FastVAE(vae.encoder, vae.decoder)
+            kept = live.now
+    weights = {weight.untyped_storage()._cdata: weight.nbytes for weight in vae.parameters()}
+    return fast, kept + sum(weights.values())

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from models.causal_conv import VAEState
 from models.frame_ops import Frames, FrameStream, NormSilu, TimeConv, conv2d, conv2d_accumulate, dense
 from models.merged_upsampler import FIRST, SECOND, SPATIAL, STEADY, MergedKernel, merge_kernel, unfold_grid
+from models.vae_memory import VAEMemory
 
 if TYPE_CHECKING:
     from models.video_vae import (
@@ -304,7 +305,11 @@ class FastVAE:
 
     @torch.no_grad()
     def encode(
-        self, video: Tensor, state: VAEState | None, on_step: Callable[[], None] | None
+        self,
+        video: Tensor,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Tensor, VAEState]:
         """``VideoVAE.encode``, but for the posterior: its moments (B, 2C, t, h, w)."""
         stream = FrameStream(state, on_step)
@@ -312,8 +317,12 @@ class FastVAE:
 
     @torch.no_grad()
     def decode(
-        self, latent: Tensor, state: VAEState | None, on_step: Callable[[], None] | None, max_frames: int | None = None
+        self,
+        latent: Tensor,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Tensor, VAEState]:
-        """``VideoVAE.decode``; frames are done one by one, whatever ``max_frames`` is."""
+        """``VideoVAE.decode``; frames are done one by one on the host anyway, whatever ``memory`` says."""
         stream = FrameStream(state, on_step)
         return self._decoder(latent, stream), stream.finish(latent.shape[2])

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from models.causal_conv import CausalConv3d, VAEState
 from models.fused_ops import add, moments, norm_silu, picture_in, picture_out, softmax, unfold
 from models.merged_upsampler import FIRST, SECOND, SPATIAL, STEADY, MergedKernel, TimeMap, merge_kernel
+from models.vae_memory import VAEMemory, to_host, wait_for_host_copies
 
 if TYPE_CHECKING:
     from models.video_vae import (
@@ -44,8 +45,11 @@ MIN_CHANNELS = 8
 """Convolutions with fewer input or output channels are padded with zeros: tensor cores take multiples of 8."""
 
 MAX_ELEMENTS = 2**31 - 1
-"""Of a tensor that cuDNN convolves with its fast kernels. Longer slices are convolved in pieces, which costs a copy;
-``plan_budget`` in ``inference/devices.py`` keeps slices below it where it can."""
+"""Of a tensor that cuDNN convolves with its fast kernels. Longer slices are convolved some frames at a time, and where
+even the taps of one output frame are more (4K), some rows at a time."""
+
+STRIP_ELEMENTS = 2**29
+"""Of a strip of rows, which is a copy: large enough to fill the card, small beside the frames."""
 
 SCORE_BYTES = 2**27
 """Of the attention scores that are alive at a time. Fewer would stay in the card's cache, but make many small calls."""
@@ -58,10 +62,16 @@ class BufferStream:
     called before each convolution and may raise to give the pass up; ``state`` is then of no more use.
     """
 
-    def __init__(self, state: VAEState | None, on_step: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None = None,
+        memory: VAEMemory | None = None,
+    ) -> None:
         self._old = None if state is None else state.histories
         self._new: list[Tensor] = []
-        self.on_step = on_step
+        self._taken: Tensor | None = None
+        self.on_step, self.memory = on_step, memory or VAEMemory()
         self.num_frames = 0 if state is None else state.num_frames
 
     @property
@@ -84,7 +94,9 @@ class BufferStream:
                     "This streaming state belongs to another model, direction or frame size; pass the state that the "
                     "previous slice of the same clip returned, or None to start a clip."
                 )
-            buffer[:past] = history
+            buffer[:past].copy_(history, non_blocking=True)
+            if self.memory.states_on_host:
+                self._taken = history
         return buffer
 
     def seal(self, buffer: Tensor, past: int, kept: int) -> None:
@@ -94,18 +106,26 @@ class BufferStream:
         if self._old is None:
             for frame in buffer[:past]:
                 frame.copy_(buffer[past])
-        self._new.append(buffer[len(buffer) - kept :].clone())
+        last = buffer[len(buffer) - kept :]
+        # What was just read back is of the same shape, and its copy stands before this one in the queue.
+        self._new.append(to_host(last, self._taken) if self.memory.states_on_host else last.clone())
+        self._taken = None
 
     def nested(self) -> BufferStream:
-        """A stream for the first of several slices in which the rest of this pass is done."""
-        state = None if self._old is None else VAEState(self._old, self.num_frames)
-        return BufferStream(state, self.on_step)
+        """A stream for the first of several sub-slices in which the next steps of this pass are done.
 
-    def join(self, state: VAEState) -> None:
+        It takes the histories of these steps from those of this stream, and no others.
+        """
+        state = None if self._old is None else VAEState(self._old, self.num_frames)
+        return BufferStream(state, self.on_step, self.memory)
+
+    def following(self, num_frames: int) -> BufferStream:
+        """The nested stream for the next sub-slice, after this one of ``num_frames`` frames."""
+        return BufferStream(VAEState(self._new, self.num_frames + num_frames), self.on_step, self.memory)
+
+    def join(self, last: BufferStream) -> None:
         """Takes over what the last nested stream left."""
-        if self._old is not None:
-            self._old = []
-        self._new += state.histories
+        self._new += last._new
 
     def finish(self, num_frames: int) -> VAEState:
         """The state after this slice of ``num_frames`` frames."""
@@ -121,23 +141,43 @@ class Conv:
         """``weight`` is (C', C, kt, kh, kw); ``padding`` is that of height and width."""
         self.num_out = weight.shape[0]
         missing = [max(0, MIN_CHANNELS - size) for size in weight.shape[:2]]
-        weight = F.pad(weight.detach(), (0, 0, 0, 0, 0, 0, 0, missing[1], 0, missing[0]))
+        weight = weight.detach()
+        if any(missing):  # a pad of nothing would be a copy
+            weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing[1], 0, missing[0]))
         self.num_in = weight.shape[1]
         self.weight = weight.contiguous(memory_format=torch.channels_last_3d)
         self.stride, self.padding, self.taps = stride, (0, padding, padding), weight.shape[2]
 
     def __call__(self, buffer: Tensor) -> Tensor:
         """(T', H', W', C')."""
-        largest = buffer.shape[1] * buffer.shape[2] * max(buffer.shape[3], len(self.weight))
-        run = max(1, MAX_ELEMENTS // largest - self.taps + 1)
+        frame = buffer.shape[1] * buffer.shape[2] * max(buffer.shape[3], len(self.weight))
         count = (len(buffer) - self.taps) // self.stride[0] + 1
+        run = MAX_ELEMENTS // frame - self.taps + 1
         if count <= run:
             return self._convolve(buffer)
-        pieces = []
-        for start in range(0, count, run):
-            last = min(start + run, count) - 1
-            pieces.append(self._convolve(buffer[start * self.stride[0] : last * self.stride[0] + self.taps]))
-        return torch.cat(pieces)
+        rows = self._count_out(buffer, 1)
+        strip = rows if run >= 1 else max(1, STRIP_ELEMENTS * rows // (frame * self.taps))
+        out = buffer.new_empty(count, rows, self._count_out(buffer, 2), self.num_out)
+        for start in range(0, count, max(1, run)):
+            stop = min(start + max(1, run), count)
+            frames = buffer[start * self.stride[0] : (stop - 1) * self.stride[0] + self.taps]
+            for top in range(0, rows, strip):
+                out[start:stop, top : top + strip] = self._convolve_rows(frames, top, min(top + strip, rows))
+        return out
+
+    def _count_out(self, buffer: Tensor, axis: int) -> int:
+        """Rows (axis 1) or columns (axis 2) of the result."""
+        reach = buffer.shape[axis] + 2 * self.padding[axis] - self.weight.shape[axis + 2]
+        return reach // self.stride[axis] + 1
+
+    def _convolve_rows(self, buffer: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows [top, bottom) of the result: of what lies above and below, the kernel's reach is convolved with them."""
+        step, padding = self.stride[1], self.padding[1]
+        assert step == 1 or padding == 0
+        first = max(0, top * step - padding)
+        last = min(buffer.shape[1], (bottom - 1) * step - padding + self.weight.shape[3])
+        skipped = top - first if step == 1 else 0  # rows that saw zeros where the picture goes on
+        return self._convolve(buffer[:, first:last])[:, skipped : skipped + bottom - top]
 
     def _convolve(self, buffer: Tensor) -> Tensor:
         out = F.conv3d(buffer.permute(3, 0, 1, 2)[None], self.weight, None, self.stride, self.padding)
@@ -354,21 +394,47 @@ class FastEncoder:
             downs = [Down(resnets[-1], down) for down in cast("Sequence[Downsample]", block.downsamplers)]
             self.blocks += [*resnets[: len(resnets) - len(downs)], *downs]
         self.blocks.append(Mid(encoder.mid_block))
+        front = 1 + next(index for index, block in enumerate(self.blocks) if isinstance(block, Down))
+        self.front_blocks, self.blocks = self.blocks[:front], self.blocks[front:]
         self.norm_out, self.conv_out = encoder.conv_norm_out, TimeConv(encoder.conv_out)
 
     def __call__(self, video: Tensor, stream: BufferStream) -> Tensor:
         """Video (1, 3, T, H, W) -> moments (1, 2C, t, h, w)."""
+        x, stats = self._enter_in_parts(video, stream)
+        for block in self.blocks:
+            x, stats = block(x, stats, stream, self.num_groups)
+        buffer = self.conv_out.open(x, stream)
+        norm_silu(x, None, stats, self.norm_out, buffer[2:])
+        return (self.conv_out(buffer, stream) + self.conv_out.bias).permute(3, 0, 1, 2)[None]
+
+    def _enter_in_parts(self, video: Tensor, stream: BufferStream) -> tuple[Tensor, Tensor]:
+        max_frames, num_frames = stream.memory.max_frames, video.shape[2]
+        if max_frames is None or num_frames <= max_frames:
+            return self._enter(video, stream)
+        x, stats_of, nested = video, [], stream.nested()
+        for start in range(0, num_frames, max_frames):
+            part, stats = self._enter(video[:, :, start : start + max_frames], nested)
+            if start == 0:
+                x = part.new_empty(num_frames, *part.shape[1:])
+            x[start : start + len(part)] = part
+            stats_of.append(stats)
+            last, nested = nested, nested.following(len(part))
+            del part
+        stream.join(last)
+        return x, torch.cat(stats_of)
+
+    def _enter(self, video: Tensor, stream: BufferStream) -> tuple[Tensor, Tensor]:
+        """All that is done at full size, and the first downsampling, which is one of space alone."""
         frames, height, width = video.shape[2:]
         buffer = stream.buffer(video, (frames, height, width, 4), past=2)
         buffer[2:, ..., :3] = video[0].permute(1, 2, 3, 0)
         buffer[2:, ..., 3] = 0
         stream.seal(buffer, past=2, kept=2)
         x, stats = picture_in(buffer, self.weight_in, self.bias_in, self.num_groups)
-        for block in self.blocks:
+        del buffer
+        for block in self.front_blocks:
             x, stats = block(x, stats, stream, self.num_groups)
-        buffer = self.conv_out.open(x, stream)
-        norm_silu(x, None, stats, self.norm_out, buffer[2:])
-        return (self.conv_out(buffer, stream) + self.conv_out.bias).permute(3, 0, 1, 2)[None]
+        return x, stats
 
 
 class FastDecoder:
@@ -388,8 +454,9 @@ class FastDecoder:
         assert conv.bias is not None
         self.norm_out, self.weight_out, self.bias_out = decoder.conv_norm_out, conv.weight.detach(), conv.bias.detach()
 
-    def __call__(self, latent: Tensor, stream: BufferStream, max_frames: int | None) -> Tensor:
-        """Latent (1, C, t, h, w) -> video (1, 3, T, H, W); see ``VideoVAE.decode`` for ``max_frames``."""
+    def __call__(self, latent: Tensor, stream: BufferStream) -> Tensor:
+        """Latent (1, C, t, h, w) -> video (1, 3, T, H, W)."""
+        max_frames = stream.memory.max_frames
         frames = latent[0].permute(1, 2, 3, 0)
         buffer = self.conv_in.open(frames, stream)
         buffer[2:, ..., : frames.shape[3]] = frames
@@ -402,9 +469,8 @@ class FastDecoder:
         pictures, nested = [], stream.nested()
         for part, part_stats in zip(x.split(max_frames), stats.split(max_frames), strict=True):
             pictures.append(self._leave(part, part_stats, nested))
-            state = nested.finish(len(part))
-            nested = BufferStream(state, stream.on_step)
-        stream.join(state)
+            last, nested = nested, nested.following(len(part))
+        stream.join(last)
         return torch.cat(pictures, dim=1)[None]
 
     def _leave(self, x: Tensor, stats: Tensor, stream: BufferStream) -> Tensor:
@@ -425,20 +491,38 @@ class FastVAE:
 
     @torch.no_grad()
     def encode(
-        self, video: Tensor, state: VAEState | None, on_step: Callable[[], None] | None
+        self,
+        video: Tensor,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Tensor, VAEState]:
         """``VideoVAE.encode``, but for the posterior: its moments (B, 2C, t, h, w)."""
-        if len(video) != 1:
-            raise ValueError(f"The fast form takes one clip at a time, not {len(video)}; call it for each.")
-        stream = BufferStream(state, on_step)
-        return self._encoder(video, stream), stream.finish(video.shape[2])
+        return self._run(self._encoder, video, state, on_step, memory)
 
     @torch.no_grad()
     def decode(
-        self, latent: Tensor, state: VAEState | None, on_step: Callable[[], None] | None, max_frames: int | None = None
+        self,
+        latent: Tensor,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Tensor, VAEState]:
         """``VideoVAE.decode``."""
-        if len(latent) != 1:
-            raise ValueError(f"The fast form takes one clip at a time, not {len(latent)}; call it for each.")
-        stream = BufferStream(state, on_step)
-        return self._decoder(latent, stream, max_frames), stream.finish(latent.shape[2])
+        return self._run(self._decoder, latent, state, on_step, memory)
+
+    def _run(
+        self,
+        network: FastEncoder | FastDecoder,
+        x: Tensor,
+        state: VAEState | None,
+        on_step: Callable[[], None] | None,
+        memory: VAEMemory | None,
+    ) -> tuple[Tensor, VAEState]:
+        if len(x) != 1:
+            raise ValueError(f"The fast form takes one clip at a time, not {len(x)}; call it for each.")
+        stream = BufferStream(state, on_step, memory)
+        result, state = network(x, stream), stream.finish(x.shape[2])
+        if stream.memory.states_on_host:
+            wait_for_host_copies(x.device)  # a state may be written to a file at once
+        return result, state

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from models import cpu, gpu
 from models.causal_conv import CausalConv3d, ConvStream, VAEState
+from models.vae_memory import VAEMemory
 
-__all__ = ["Posterior", "VAEConfig", "VAEState", "VideoVAE", "rename_legacy_keys"]
+__all__ = ["Posterior", "VAEConfig", "VAEMemory", "VAEState", "VideoVAE", "rename_legacy_keys"]
 
 NORM_EPS = 1e-6
 MAX_SCORES = 2**27
@@ -256,7 +257,11 @@ class VideoVAE(nn.Module):
         self._fast: cpu.FastVAE | gpu.FastVAE | None = None
 
     def encode(
-        self, video: Tensor, state: VAEState | None = None, on_step: Callable[[], None] | None = None
+        self,
+        video: Tensor,
+        state: VAEState | None = None,
+        on_step: Callable[[], None] | None = None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Posterior, VAEState]:
         """Encodes the next slice of a clip.
 
@@ -264,6 +269,7 @@ class VideoVAE(nn.Module):
             video: (B, 3, T, H, W) in [-1, 1]; T is 1, 5, 9, ... at the clip start, then 4, 8, 12, ...
             state: what the previous slice returned; None starts a clip.
             on_step: called before each convolution; it may raise. ``state`` is then still as it was, except on a GPU.
+            memory: how the fast form for GPUs saves memory; it changes no number.
 
         Returns:
             The posterior of (B, C, t, h, w), t = (T + 3) // 4, and the state for the next slice.
@@ -279,7 +285,7 @@ class VideoVAE(nn.Module):
         if state is not None and (num_frames % 4 != 0 or num_frames == 0):
             raise ValueError(f"A later slice of a clip must have 4, 8, 12, ... frames to be encoded, not {num_frames}.")
         if self._fast is not None:
-            moments, state = self._fast.encode(video, state, on_step)
+            moments, state = self._fast.encode(video, state, on_step, memory)
             return Posterior.from_moments(moments), state
         stream = ConvStream(state, on_step)
         return Posterior.from_moments(self.encoder(video, stream)), stream.finish(num_frames)
@@ -289,7 +295,7 @@ class VideoVAE(nn.Module):
         latent: Tensor,
         state: VAEState | None = None,
         on_step: Callable[[], None] | None = None,
-        max_frames: int | None = None,
+        memory: VAEMemory | None = None,
     ) -> tuple[Tensor, VAEState]:
         """Decodes the next slice of a clip.
 
@@ -297,7 +303,7 @@ class VideoVAE(nn.Module):
             latent: (B, C, t, h, w), any t >= 1.
             state: what the previous slice returned; None starts a clip.
             on_step: called before each convolution; it may raise. ``state`` is then still as it was, except on a GPU.
-            max_frames: the most frames that the fast form for GPUs has in work at full size at a time.
+            memory: how the fast form for GPUs saves memory; it changes no number.
 
         Returns:
             Video (B, 3, T, 8 h, 8 w), T = 4 (t - 1) + 1 at the clip start, else 4 t; and the state for the next slice.
@@ -308,7 +314,7 @@ class VideoVAE(nn.Module):
         if latent.shape[2] == 0:
             raise ValueError("There is no latent frame to decode; pass at least one.")
         if self._fast is not None:
-            return self._fast.decode(latent, state, on_step, max_frames)
+            return self._fast.decode(latent, state, on_step, memory)
         stream = ConvStream(state, on_step)
         return self.decoder(latent, stream), stream.finish(latent.shape[2])
 

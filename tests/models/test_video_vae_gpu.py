@@ -7,6 +7,7 @@ import torch
 
 from models import gpu
 from models.gpu import FastVAE
+from models.vae_memory import VAEMemory, move_to_host, to_host
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 from tests.models.vae_models import GROUPED, ONE_GROUP, make_vae, random_tensor
 
@@ -16,13 +17,17 @@ def make_fast(vae: VideoVAE) -> FastVAE:
 
 
 @pytest.mark.parametrize("config", [GROUPED, ONE_GROUP])
+@pytest.mark.parametrize("max_frames", [None, 1, 2, 3])
+@pytest.mark.parametrize("states_on_host", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [5], [13], [5, 4, 4], [1, 4, 8], [9, 4]])
-def test_encode_equals_the_plain_form_in_every_slice(config: VAEConfig, lengths: list[int]) -> None:
+def test_encode_equals_the_plain_form_in_every_slice(
+    config: VAEConfig, lengths: list[int], max_frames: int | None, states_on_host: bool
+) -> None:
     vae = make_vae(config)
     fast, state, parts = make_fast(vae), None, []
     video = random_tensor(1, 3, sum(lengths), 32, 48)
     for part in video.split(lengths, dim=2):
-        moments, state = fast.encode(part, state, None)
+        moments, state = fast.encode(part, state, None, VAEMemory(max_frames, states_on_host))
         parts.append(moments)
     plain, _ = vae.encode(video)
 
@@ -31,16 +36,17 @@ def test_encode_equals_the_plain_form_in_every_slice(config: VAEConfig, lengths:
 
 
 @pytest.mark.parametrize("config", [GROUPED, ONE_GROUP])
-@pytest.mark.parametrize("max_frames", [None, 1, 3])
+@pytest.mark.parametrize("max_frames", [None, 1, 2, 3])
+@pytest.mark.parametrize("states_on_host", [False, True])
 @pytest.mark.parametrize("lengths", [[1], [2], [4], [1, 1, 1, 1], [2, 1, 1], [1, 3], [1, 2, 2]])
 def test_decode_equals_the_plain_form_in_every_slice(
-    config: VAEConfig, lengths: list[int], max_frames: int | None
+    config: VAEConfig, lengths: list[int], max_frames: int | None, states_on_host: bool
 ) -> None:
     vae = make_vae(config)
     fast, state, parts = make_fast(vae), None, []
     latent = random_tensor(1, config.latent_channels, sum(lengths), 4, 6)
     for part in latent.split(lengths, dim=2):
-        video, state = fast.decode(part, state, None, max_frames)
+        video, state = fast.decode(part, state, None, VAEMemory(max_frames, states_on_host))
         parts.append(video)
     plain, _ = vae.decode(latent)
 
@@ -56,6 +62,43 @@ def test_long_slices_and_many_scores_are_computed_in_pieces(monkeypatch: pytest.
     pieces, _ = make_fast(vae).encode(video, None, None)
 
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("strip_elements", [1, 2**13, 2**15])
+def test_frames_too_large_for_a_convolution_are_computed_in_strips_of_rows(
+    monkeypatch: pytest.MonkeyPatch, strip_elements: int
+) -> None:
+    vae = make_vae()
+    video, latent = random_tensor(1, 3, 5, 64, 48), random_tensor(1, 4, 2, 8, 6)
+    whole = make_fast(vae).encode(video, None, None)[0], make_fast(vae).decode(latent, None, None)[0]
+    monkeypatch.setattr(gpu, "MAX_ELEMENTS", 2 * 32 * 24 * 8)  # two frames of the second stage
+    monkeypatch.setattr(gpu, "STRIP_ELEMENTS", strip_elements)
+    strips = make_fast(vae).encode(video, None, None)[0], make_fast(vae).decode(latent, None, None)[0]
+
+    torch.testing.assert_close(strips, whole, rtol=0, atol=1e-12)
+
+
+def test_ways_to_save_memory_may_change_from_slice_to_slice() -> None:
+    vae = make_vae()
+    fast, state, parts = make_fast(vae), None, []
+    latent = random_tensor(1, 4, 6, 4, 6)
+    ways = [VAEMemory(), VAEMemory(1), VAEMemory(None, states_on_host=True), VAEMemory(2, states_on_host=True)] * 2
+    for part, way in zip(latent.split(1, dim=2), ways, strict=False):
+        video, state = fast.decode(part, state, None, way)
+        move_to_host(state.histories)
+        parts.append(video)
+
+    torch.testing.assert_close(torch.cat(parts, dim=2), vae.decode(latent)[0], rtol=0, atol=1e-12)
+
+
+def test_a_history_on_the_host_goes_back_into_the_memory_it_came_from() -> None:
+    fast, way = make_fast(make_vae()), VAEMemory(1, states_on_host=True)
+    _, state = fast.encode(random_tensor(1, 3, 5, 32, 32), None, None, way)
+    before = [history.data_ptr() for history in state.histories]
+    _, state = fast.encode(random_tensor(1, 3, 4, 32, 32), state, None, way)
+
+    assert [history.data_ptr() for history in state.histories] == before
+    assert to_host(torch.ones(2), torch.empty(3)).tolist() == [1, 1]  # of another shape: a new one
 
 
 def test_a_state_is_used_up_and_a_foreign_one_is_refused() -> None:
