@@ -24,7 +24,7 @@ from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 
 
-_FINISH_PICTURES = 12
+_FINISH_PICTURES = 8
 
 
 class LiveBytes(TorchDispatchMode):
@@ -86,19 +86,19 @@ def vae_footprint(
     decode_latents: int,
     memory: VAEMemory,
 ) -> VAEFootprint:
-    """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8), weights left out."""
+    """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8), weights left out.
+
+    `encode_frames` 0 stands for a still image.
+    """
     vae, _ = _meta_vae(config, dtype)
     with torch.no_grad(), torch.device("meta"):
         # A clip's first slice has a frame more, but no histories to begin with.
-        video = torch.empty(1, 3, 1 + 2 * encode_frames, height, width, dtype=dtype)
-        latent = torch.empty(1, config.latent_channels, 2 * decode_latents, height // 8, width // 8, dtype=dtype)
-        encode = _two_slices(
-            lambda part, state: vae.encode(part, state, None, memory),
-            video.split([1 + encode_frames, encode_frames], dim=2),
-        )
-        decode = _two_slices(
-            lambda part, state: vae.decode(part, state, None, memory), latent.split(decode_latents, dim=2)
-        )
+        encoded = [1 + encode_frames, encode_frames] if encode_frames else [1]
+        decoded = [decode_latents, decode_latents] if encode_frames else [1]
+        video = torch.empty(1, 3, sum(encoded), height, width, dtype=dtype)
+        latent = torch.empty(1, config.latent_channels, sum(decoded), height // 8, width // 8, dtype=dtype)
+        encode = _measure_slices(lambda part, state: vae.encode(part, state, None, memory), video.split(encoded, dim=2))
+        decode = _measure_slices(lambda part, state: vae.decode(part, state, None, memory), latent.split(decoded, dim=2))
     return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
 
 
@@ -132,29 +132,28 @@ def vae_weights(config: VAEConfig, dtype: torch.dtype) -> int:
     return _meta_vae(config, dtype)[1]
 
 
-def _two_slices(
+def _measure_slices(
     step: Callable[[Tensor, VAEState | None], tuple[Tensor, VAEState]], parts: Sequence[Tensor]
 ) -> tuple[int, int, int]:
-    """Peak of a clip's first two slices; the bytes on the device that are left after them; those of the histories."""
+    """Peak of a clip's first slices; the bytes on the device that are left after them; those of the histories."""
+    state: VAEState | None = None
     with LiveBytes() as live:
-        result, state = step(parts[0], None)
-        del result
-        result, state = step(parts[1], state)
-        del result
+        for part in parts:
+            result, state = step(part, state)
+            del result
         left = live.now
+    assert state is not None
     return live.peak, left, sum(history.nbytes for history in state.histories)
 
 
 @lru_cache(maxsize=4)
 def _meta_vae(config: VAEConfig, dtype: torch.dtype) -> tuple[FastVAE, int]:
     """The fast form on the meta device, and the bytes of all that it keeps, the plain form's weights included."""
-    with torch.device("meta"):
+    with torch.device("meta"), LiveBytes() as live:
         vae = VideoVAE(config).to(dtype).requires_grad_(False)
         for parameter in vae.parameters():
             if parameter.ndim == 5:  # as `prepare_for_inference` leaves them
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-        with LiveBytes() as live:
-            fast = FastVAE(vae.encoder, vae.decoder)
-            kept = live.now
-    weights = {weight.untyped_storage()._cdata: weight.nbytes for weight in vae.parameters()}
-    return fast, kept + sum(weights.values())
+        fast = FastVAE(vae.encoder, vae.decoder)
+        kept = live.now
+    return fast, kept

@@ -1,0 +1,201 @@
+"""Plans the memory of a shot: how much of it is in work at once, and what is moved to the host to make room.
+
+A plan is chosen by what it is predicted to need (`footprint.py`), weights included, before anything is computed. On the
+CPU the pieces are small and always the same, so that a result does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from inference.errors import DeviceMemoryError
+from inference.footprint import dit_footprint, dit_weights, finish_footprint, vae_footprint, vae_weights
+from inference.sizes import Size
+from models.dit import DiTConfig
+from models.vae_memory import VAEMemory
+from models.video_vae import VAEConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a shot is in work at once, and what waits in host memory.
+
+    `encode_frames`: frames per VAE encode slice, a multiple of 4. `decode_latents`: latents per VAE decode slice.
+    `window_latents`: latents per pass of the transformer. `max_frames`: frames in the VAE at full size at a time; None
+    means all of a slice. `parks_states`: a state of the VAE is on the device only in its own direction's turn.
+    `offloads_dit`: the transformer's weights are on the device only for its turn. `states_on_host`: each history of the
+    VAE is on the device only while its convolution runs.
+    """
+
+    encode_frames: int
+    decode_latents: int
+    window_latents: int
+    max_frames: int | None = None
+    parks_states: bool = False
+    offloads_dit: bool = False
+    states_on_host: bool = False
+
+    @property
+    def vae_memory(self) -> VAEMemory:
+        """The part of the plan that is the VAE's."""
+        return VAEMemory(self.max_frames, self.states_on_host)
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """What is moved to host memory, in words."""
+        return tuple(
+            words
+            for is_moved, words in (
+                (self.parks_states and not self.states_on_host, "the VAE's states between turns"),
+                (self.states_on_host, "the VAE's states"),
+                (self.offloads_dit, "the transformer's weights"),
+            )
+            if is_moved
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a plan is made for: networks, number format, padded picture size. `is_image`: one frame and no more."""
+
+    dit: DiTConfig
+    vae: VAEConfig
+    dtype: torch.dtype
+    size: Size
+    is_image: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Most device memory in each turn, in bytes, weights included; and the host memory that what is moved takes."""
+
+    encode: int
+    denoise: int
+    decode: int
+    host: int
+
+    @property
+    def device(self) -> int:
+        """Most device memory of the whole shot."""
+        return max(self.encode, self.denoise, self.decode)
+
+
+ROOM = 0.92
+"""Share of the memory that is planned with; the rest is for the allocator's gaps and cuDNN's workspaces."""
+
+_LESS = 0.9
+"""Of what a plan that failed was predicted to need, its successor may take so much."""
+
+_SLICES = ((8, 2, 4), (4, 1, 4), (4, 1, 2), (4, 1, 1))
+"""Frames per encode slice, latents per decode slice, frames at full size at a time: fastest first. Longer slices than
+the first are not faster (`benchmarks/results`)."""
+
+_LATENTS = (25, 21, 17, 13, 11, 9, 7, 5)
+
+_PARKED = {"parks_states": True}
+_MOVES: tuple[tuple[dict[str, bool], ...], ...] = (
+    ({}, _PARKED, {**_PARKED, "offloads_dit": True}),
+    ({**_PARKED, "offloads_dit": True, "states_on_host": True},),
+)
+"""What is moved. The first row costs a copy for each window, so that a longer window is worth it; the second one moves
+every history with every slice, and is taken when no window helps."""
+
+_CPU_LATENTS = 9
+
+
+def candidates(window_latents: int = 0, *, is_image: bool = False) -> Iterator[Budget]:
+    """All plans for a card, the best first. `window_latents` > 0 is the user's own choice."""
+    windows = (1,) if is_image else (window_latents,) if window_latents else _LATENTS
+    for row in _MOVES:
+        for window in windows:
+            for moves in row:
+                for frames, latents, most in _SLICES:
+                    yield Budget(frames, latents, window, most, **moves)
+
+
+def plan_budget(
+    device: torch.device,
+    need: Need,
+    window_latents: int = 0,
+    memory: int | None = None,
+    after: Budget | None = None,
+) -> Budget:
+    """The best plan that is predicted to fit.
+
+    `memory`: bytes of the card that this process may use, weights included; None asks the driver. `after`: a plan that
+    did not fit although it was predicted to, which leaves those that need less than it.
+    Raises DeviceMemoryError, which says what to change, if no plan fits.
+    """
+    if device.type != "cuda":
+        return Budget(encode_frames=8, decode_latents=2, window_latents=window_latents or _CPU_LATENTS)
+    memory = usable_memory(device) if memory is None else memory
+    host = psutil.virtual_memory().available
+    plans = list(candidates(window_latents, is_image=need.is_image))
+    limit = memory * ROOM
+    if after is not None:
+        limit = min(limit, predict(after, need).device * _LESS)
+        plans = plans[plans.index(after) + 1 :] if after in plans else plans
+    predicted = ((plan, predict(plan, need)) for plan in plans)
+    fitting = (plan for plan, parts in predicted if parts.device <= limit and parts.host <= host * ROOM)
+    best = next(fitting, None)
+    if best is None:
+        raise DeviceMemoryError(_does_not_fit(need, plans, memory, host, is_again=after is not None))
+    return best
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that are free or belong to this process already."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+def predict(budget: Budget, need: Need) -> Prediction:
+    """The memory that a shot takes by this plan."""
+    size, dtype = need.size, need.dtype
+    part = vae_footprint(
+        need.vae,
+        size.width,
+        size.height,
+        dtype,
+        0 if need.is_image else budget.encode_frames,
+        budget.decode_latents,
+        budget.vae_memory,
+    )
+    dit = dit_weights(need.dit, dtype)
+    window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype)
+    encoder, decoder = (0, 0) if budget.parks_states else (part.encode_state, part.decode_state)
+    always = vae_weights(need.vae, dtype) + (0 if budget.offloads_dit else dit)
+    frames = 1 if need.is_image else 4 * budget.decode_latents
+    finish = finish_footprint(frames, size.width, size.height)
+    own_state = 0 if budget.states_on_host else part.decode_state
+    host = (dit if budget.offloads_dit else 0) + (
+        part.encode_histories + part.decode_histories if budget.parks_states else 0
+    )
+    return Prediction(
+        encode=always + part.encode_peak + decoder,
+        denoise=always + (dit if budget.offloads_dit else 0) + window + encoder + decoder,
+        decode=always + max(part.decode_peak, own_state + finish) + encoder,
+        host=host,
+    )
+
+
+def _does_not_fit(need: Need, plans: list[Budget], memory: int, host: int, *, is_again: bool) -> str:
+    """The sentence for a size that no plan makes fit."""
+    least = min((predict(plan, need) for plan in plans), key=lambda parts: parts.device, default=None)
+    advice = "choose a smaller size (restore.resolution)"
+    if not need.is_image and len({plan.window_latents for plan in plans}) == 1:
+        advice += " or a shorter restore.window"
+    if is_again or least is None:
+        return f"The device ran out of memory twice, and no plan for {need.size} needs less; {advice}."
+    if least.device <= memory * ROOM:
+        return (
+            f"Pictures of {need.size} fit on this device only with {least.host / 2**30:.0f} GiB of main memory to move"
+            f" things to, and {host / 2**30:.0f} GiB are free; close other programs, or {advice}."
+        )
+    return (
+        f"Pictures of {need.size} need {least.device / ROOM / 2**30:.1f} GiB of device memory with this model at the"
+        f" least, and {memory / 2**30:.1f} GiB can be used; {advice}, a smaller model or another device."
+    )
