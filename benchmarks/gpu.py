@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +25,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import measure_job
+from inference.budget import Budget, Need, plan_budget, predict
 from inference.checkpoint import CONFIGS
-from inference.devices import plan_budget
 from inference.diffusion import denoise, unit_noise
-from inference.footprint import dit_footprint, vae_footprint
+from inference.offload import offloaded, onload
 from inference.sizes import Size
 from models.dit import DiT, DiTConfig
 from models.fused_ops import plain_pytorch
+from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 
 Result = TypeVar("Result")
@@ -83,23 +85,23 @@ def randomize(network: nn.Module, device: torch.device, dtype: torch.dtype) -> N
     network.eval().requires_grad_(False)
 
 
-def encode(vae: VideoVAE, video: Tensor, slice_frames: int) -> Tensor:
+def encode(vae: VideoVAE, video: Tensor, slice_frames: int, memory: VAEMemory) -> Tensor:
     """Latent ``(1, C, t, h, w)`` of ``video`` (1, 3, 4n+1, H, W), streamed in slices of ``slice_frames``."""
     state: VAEState | None = None
     latents = []
     for part in [video[:, :, : 1 + slice_frames], *video[:, :, 1 + slice_frames :].split(slice_frames, dim=2)]:
         if part.shape[2]:
-            posterior, state = vae.encode(part, state)
+            posterior, state = vae.encode(part, state, memory=memory)
             latents.append(posterior.mean)
     return torch.cat(latents, dim=2)
 
 
-def decode(vae: VideoVAE, latent: Tensor, slice_latents: int, max_frames: int | None = None) -> int:
+def decode(vae: VideoVAE, latent: Tensor, slice_latents: int, memory: VAEMemory) -> int:
     """Decode in slices, each dropped once it is there, as a writer would take it; returns the number of frames."""
     state: VAEState | None = None
     frames = 0
     for part in latent.split(slice_latents, dim=2):
-        video, state = vae.decode(part, state, max_frames=max_frames)
+        video, state = vae.decode(part, state, memory=memory)
         frames += video.shape[2]
         del video
     return frames
@@ -161,40 +163,56 @@ def time_stage(name: str, work: Callable[[], Result], runs: int, device: torch.d
 @torch.inference_mode()
 def measure(
     dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int, memory: int | None = None
-) -> list[Stage]:
+) -> tuple[list[Stage], Budget]:
     """Time the three stages for a clip of ``size`` (width, height: multiples of 16) and ``num_frames`` (4n+1).
 
-    ``memory`` in bytes plans for a card of that size; None for what is free.
+    ``memory`` in bytes, weights included, plans for a card of which so much can be used; None for what is free. What
+    the plan moves is moved: the transformer's time then includes that of its weights. Each direction of the VAE runs
+    without the other one's state, as it does where states are parked.
     """
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     width, height = size
-    weights = sum(value.nbytes for network in (dit, vae) for value in network.parameters())
-    video = torch.rand(1, 3, num_frames, height, width, device=device, dtype=dtype) * 2 - 1
-    text = torch.randn(TEXT_TOKENS, dit.config.text_width, device=device, dtype=dtype)
     num_latents = (num_frames + 3) // 4
-    free = None if memory is None else memory - weights
-    budget = plan_budget(device, dtype, Size(width, height), dit.config, vae.config, num_latents, free)
-    part = vae_footprint(
-        vae.config, width, height, dtype, budget.encode_frames, budget.decode_latents, budget.max_frames
-    )
+    need = Need(dit=dit.config, vae=vae.config, dtype=dtype, size=Size(width, height))
+    budget = plan_budget(device, need, num_latents, memory)
+    # Here and in the job, the other direction's state is on the device only when nothing is parked.
+    predicted = predict(replace(budget, parks_states=True), need)
+    with offloaded(dit) if budget.offloads_dit else nullcontext():
+        stages = _measure_stages(dit, vae, size, num_frames, runs, budget)
+    flop = count_flop(dit.config, vae.config, size, num_frames)
+    peaks = (predicted.encode, predicted.denoise, predicted.decode)
+    held = num_frames * 3 * width * height * dtype.itemsize  # the whole clip
+    described = [
+        replace(stage, predicted_bytes=peak + held, flop=count)
+        for stage, peak, count in zip(stages, peaks, flop, strict=True)
+    ]
+    return described, budget
 
-    encoding, latent = time_stage("VAE encode", lambda: encode(vae, video, budget.encode_frames), runs, device)
+
+def _measure_stages(
+    dit: DiT, vae: VideoVAE, size: tuple[int, int], num_frames: int, runs: int, budget: Budget
+) -> list[Stage]:
+    parameter = next(vae.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    video = torch.rand(1, 3, num_frames, size[1], size[0], device=device, dtype=dtype) * 2 - 1
+    text = torch.randn(TEXT_TOKENS, dit.config.text_width, device=device, dtype=dtype)
+    way = budget.vae_memory
+    encoding, latent = time_stage("VAE encode", lambda: encode(vae, video, budget.encode_frames, way), runs, device)
     grid = latent[0].permute(1, 2, 3, 0).contiguous()
     t, h, w, channels = grid.shape
     noise = unit_noise(0, 0, (t, h, w, channels)).to(device)
-    denoising, restored = time_stage("DiT", lambda: denoise(dit, noise, grid, text), runs, device)
+
+    def run_dit() -> Tensor:
+        with onload(dit, device):
+            return denoise(dit, noise, grid, text)
+
+    denoising, restored = time_stage("DiT", run_dit, runs, device)
     back = restored.permute(3, 0, 1, 2)[None].to(dtype)
-    decoding, frames = time_stage(
-        "VAE decode", lambda: decode(vae, back, budget.decode_latents, budget.max_frames), runs, device
-    )
+    decoding, frames = time_stage("VAE decode", lambda: decode(vae, back, budget.decode_latents, way), runs, device)
     if frames != num_frames:
         raise AssertionError(f"{frames} frames came out of {num_frames}")
-    window = dit_footprint(dit.config, num_latents, width, height, dtype)
-    predicted = [weights + video.nbytes + peak for peak in (part.encode_peak, window, part.decode_peak)]
-    flop = count_flop(dit.config, vae.config, size, num_frames)
-    stages = zip((encoding, denoising, decoding), predicted, flop, strict=True)
-    return [replace(stage, predicted_bytes=peak, flop=count) for stage, peak, count in stages]
+    return [encoding, denoising, decoding]
 
 
 def measure_both(
@@ -206,16 +224,16 @@ def measure_both(
     *,
     baseline: bool,
     memory: int | None = None,
-) -> list[Stage]:
-    """The stages of the fast path, with the times of the plain one if ``baseline``; ``vae`` is not prepared yet."""
+) -> tuple[list[Stage], Budget]:
+    """The stages of the fast path and its plan, with the times of the plain one if ``baseline``; ``vae`` is not prepared yet."""
     plain: list[float | None] = [None] * 3
     if baseline:
         with plain_pytorch():
-            plain = [statistics.median(stage.seconds) for stage in measure(dit, vae, size, num_frames, runs)]
+            plain = [statistics.median(stage.seconds) for stage in measure(dit, vae, size, num_frames, runs)[0]]
         torch.cuda.empty_cache()
     vae.prepare_for_inference()
-    stages = measure(dit, vae, size, num_frames, runs, memory)
-    return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)]
+    stages, budget = measure(dit, vae, size, num_frames, runs, memory)
+    return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)], budget
 
 
 def main(argv: Sequence[str]) -> int:
@@ -227,7 +245,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", type=int, default=5, metavar="N", help="the median of N is reported (default: %(default)s)"
     )
-    parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card of that size")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card with so much to use")
     parser.add_argument("--job-seconds", type=float, default=10, help="length of the whole job, 0: none (%(default)g)")
     parser.add_argument("--clip", type=Path, help="video for the whole job (default: a clip of the test material)")
     parser.add_argument("--baseline", action="store_true", help="run the plain PyTorch path too, and print the ratio")
@@ -247,13 +265,15 @@ def main(argv: Sequence[str]) -> int:
     randomize(dit, device, dtype)
     randomize(vae, device, dtype)
     memory = None if arguments.memory is None else int(arguments.memory * 2**30)
-    stages = measure_both(
+    stages, budget = measure_both(
         dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline, memory=memory
     )
     body, result = describe(stages, limits, device)
     body = (
         f"{arguments.model} with random weights, bfloat16, {width}x{height}, {arguments.frames} frames; median of"
         f" {arguments.runs} after one warm-up. {body}\n\n"
+        f"Moved to host memory: {' and '.join(budget.moved) or 'nothing'}; slices of {budget.encode_frames} and"
+        f" {4 * budget.decode_latents} frames, {budget.max_frames} at full size.\n\n"
         f"{arguments.frames / result['total_ms'] * 1e3:.2f} frames/s without reading and writing of files."
     )
     if arguments.job_seconds:
@@ -266,7 +286,7 @@ def main(argv: Sequence[str]) -> int:
         )
         result["job"] = {**asdict(job), "frames_per_second": job.frames_per_second, "share": job.share}
     about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
-    values = {**about, "frames": arguments.frames, "memory_gib": arguments.memory, **result}
+    values = {**about, "frames": arguments.frames, "memory_gib": arguments.memory, "plan": asdict(budget), **result}
     title = f"{arguments.model} on {result['card']}"
     publish("gpu", title, body, values, arguments.results if arguments.save else None)
     return 0

@@ -1,4 +1,4 @@
-"""The command line: `seedvr restore | serve | parity | bench | models | convert`.
+"""The command line: `seedvr restore | plan | serve | parity | bench | models | convert`.
 
 A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
 torch import it when they run, so that `--help` is quick.
@@ -95,6 +95,31 @@ def restore(
         )
         for note in summary.notes:
             _errors.print(f"Note: {note}")
+
+
+@app.command(epilog=_settings_help())
+def plan(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Video or image that would be restored.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, see below.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings; those given here win.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Plan for a CUDA card with so much memory to use.", min=0.1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Tell how IN would be restored here, and in how much memory; nothing is downloaded or computed."""
+    with _user_errors():
+        tree = load_settings(*([config] if config else []), settings or [])
+        from inference.plan import plan_job
+
+        planned = plan_job(source, tree, memory)
+    if as_json:
+        sys.stdout.write(json.dumps(planned.to_dict(), indent=2) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    for row in planned.to_rows():
+        table.add_row(*row)
+    Console(soft_wrap=True, highlight=False).print(table)
 
 
 @app.command()

@@ -7,24 +7,26 @@ finished and verified. A work folder that the caller gives outlives this process
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from inference.alpha import refine_alpha
+from inference.budget import Budget, Need, plan_budget
 from inference.checkpoint import Models
 from inference.chunking import frames_to_latents, latents_to_frames
-from inference.devices import Budget, plan_budget
 from inference.errors import MediaError
 from inference.media.boundary import writing
 from inference.media.decode import Frame
@@ -35,6 +37,7 @@ from inference.media.probe import probe
 from inference.media.shots import ShotDetector
 from inference.media.target import check_target
 from inference.media.writer import EncodeParameters, SegmentWriter
+from inference.offload import offloaded
 from inference.progress import Stage
 from inference.resume import Start, TakenFrames, go_on, identify_job, keep_unit
 from inference.settings import RestoreSettings
@@ -48,7 +51,10 @@ from inference.units import UnitStore
 _UNIT_SECONDS = {"cpu": 2, "cuda": 10}
 _LEAST_UNIT_FRAMES = 24
 
+log = logging.getLogger(__name__)
+
 Pixels = NDArray[np.uint8]
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,19 +117,11 @@ def unit_frames(fps: Fraction, device_type: str) -> int:
 
 def plan_shots(job: Job, models: Models) -> ShotPlan:
     """What every shot of the job has in common."""
-    restore, padded = job.restore, padded_size(job.size)
-    parameter = next(models.vae.parameters())
+    restore = job.restore
     return ShotPlan(
         target=job.size,
-        padded=padded,
-        budget=plan_budget(
-            parameter.device,
-            parameter.dtype,
-            padded,
-            models.dit.config,
-            models.vae.config,
-            frames_to_latents(restore.window),
-        ),
+        padded=padded_size(job.size),
+        budget=plan_budget(models.device, _need(job, models), frames_to_latents(restore.window)),
         overlap=restore.overlap,
         seed=restore.seed,
         color_fix=restore.color_fix,
@@ -131,16 +129,57 @@ def plan_shots(job: Job, models: Models) -> ShotPlan:
     )
 
 
+def _need(job: Job, models: Models) -> Need:
+    return Need(
+        dit=models.dit.config,
+        vae=models.vae.config,
+        dtype=next(models.vae.parameters()).dtype,
+        size=padded_size(job.size),
+        is_image=job.info.is_image,
+    )
+
+
+def can_plan_again(models: Models) -> bool:
+    """Whether another plan would need less memory: on a CPU there is but one."""
+    return models.device.type == "cuda"
+
+
+def _by_plan(
+    job: Job, models: Models, plan: ShotPlan, work: Callable[[ShotPlan], Outcome]
+) -> tuple[Outcome, tuple[str, ...]]:
+    """Do `work` by `plan`; when the device runs out of memory, once more by the next smaller one. Also gives notes."""
+    try:
+        with _placed(models, plan):
+            return work(plan), ()
+    except torch.OutOfMemoryError as error:
+        if not can_plan_again(models):
+            raise
+        log.warning("out of memory with %s: %s", plan.budget, error)
+    # Here, and not in the handler, the error no longer keeps the tensors of the attempt alive.
+    torch.cuda.empty_cache()
+    window = frames_to_latents(job.restore.window)
+    smaller = replace(plan, budget=plan_budget(models.device, _need(job, models), window, after=plan.budget))
+    note = "The device had less memory than was planned with, so a part was begun again with smaller pieces."
+    with _placed(models, smaller):
+        return work(smaller), (note,)
+
+
+def _placed(models: Models, plan: ShotPlan) -> AbstractContextManager[None]:
+    return offloaded(models.dit) if plan.budget.offloads_dit else nullcontext()
+
+
 def restore_image(job: Job, models: Models, plan: ShotPlan, tracker: Tracker) -> Result:
     """A still image: a shot of one frame; transparency is enlarged with the result as its guide."""
     image = read_image(job.source)
-    (restored,) = restore_shot(models, [image.pixels], plan, tracker)
+    (restored,), notes = _by_plan(
+        job, models, plan, lambda plan: list(restore_shot(models, [image.pixels], plan, tracker))
+    )
     tracker.enter(Stage.FINISH)
     with tracker.measure("write"), _work_folder(job.target) as folder:
         alpha = None if image.alpha is None else _enlarge_alpha(image.alpha, restored)
         write_image(folder / job.target.name, restored, alpha, job.restore.encode.image_quality)
         _publish(folder, job.target, tracker)
-    return Result(frames=1, shots=1, notes=job.info.warnings)
+    return Result(frames=1, shots=1, notes=(*job.info.warnings, *notes))
 
 
 def restore_video(
@@ -151,9 +190,16 @@ def restore_video(
         identity = identify_job(job.source, job.restore, job.size, models, frames_per_unit)
         store = UnitStore(folder, identity, {"budget": asdict(plan.budget)}, tracker.check)
         plan = replace(plan, budget=Budget(**store.choices["budget"]))
-        start = go_on(job.source, job.info, store, models.device, job.restore.detect_shots, tracker.check)
-        with start.reader as reader:
-            _Video(job, models, plan, tracker, store, frames_per_unit, is_kept=work is not None).restore(start)
+
+        def restore_units(plan: ShotPlan) -> Sequence[str]:
+            if Budget(**store.choices["budget"]) != plan.budget:
+                store.begin_shot_again({"budget": asdict(plan.budget)})
+            start = go_on(job.source, job.info, store, models.device, job.restore.detect_shots, tracker.check)
+            with start.reader as reader:
+                _Video(job, models, plan, tracker, store, frames_per_unit, is_kept=work is not None).restore(start)
+            return reader.warnings
+
+        warnings, notes = _by_plan(job, models, plan, restore_units)
         if not store.units:
             raise MediaError(f"'{job.source.name}' has no frames; choose another file.")
         tracker.enter(Stage.FINISH)
@@ -172,7 +218,7 @@ def restore_video(
         result = Result(
             frames=store.num_frames,
             shots=store.units[-1].shot + 1,
-            notes=(*job.info.warnings, *reader.warnings, *report.notes),
+            notes=(*job.info.warnings, *warnings, *notes, *report.notes),
         )
         if work is not None:
             store.remove()

@@ -155,10 +155,10 @@ def keep_unit(
 ) -> Unit:
     """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
 
-    Nothing that only a later process needs is written unless `is_kept`.
+    Of what only a later process needs, nothing is written unless `is_kept`; after a shot this process may go on, too.
     """
-    if not is_kept:
-        return store.add(shot, num_frames, Bookmark(ends_shot=state.is_over, num_frames=0, fingerprint=""))
+    if not is_kept and not state.is_over:
+        return store.add(shot, num_frames, Bookmark(ends_shot=False, num_frames=0, fingerprint=""))
     if not state.is_over and _is_worth_keeping(state, store.folder):
         with writing(store.next_state):
             save_state(state, store.next_state)

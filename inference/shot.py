@@ -23,16 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.back_projection import SourceTrust, back_projection
+from inference.budget import Budget
 from inference.checkpoint import Models
 from inference.chunking import Window, WindowPlanner, join_window, latents_to_frames
 from inference.color_fix import color_fix
-from inference.devices import Budget
 from inference.diffusion import denoise, unit_noise
+from inference.offload import onload
 from inference.settings import ColorFix
 from inference.shot_state import ShotState
 from inference.sizes import Size
 from inference.tracker import Tracker, Work
 from inference.transforms import crop, pad_video, resize_to_target, to_frames, to_pictures
+from models.vae_memory import move_to_host
 from models.video_vae import VAEState
 
 Frame = NDArray[np.uint8]
@@ -135,6 +137,7 @@ class ShotStream:
             return
         self._held.extend(part)
         with self._tracker.measure("encode"):
+            self._park(state.decoder)
             if is_first:
                 state.trust = SourceTrust.of(np.stack(part[:_NOISE_FRAMES]), self._plan.fidelity)
             missing = -(len(part) - 1 if is_first else len(part)) % 4
@@ -147,7 +150,9 @@ class ShotStream:
     def _denoise(self, window: Window) -> None:
         """Restore one window, join it to the one before, and drop the latents that no later window needs."""
         state = self.state
-        restored = self._denoise_window(window)
+        self._park(state.encoder, state.decoder)
+        with onload(self._models.dit, self._device):
+            restored = self._denoise_window(window)
         settled, held = join_window(state.held, window, restored, self._planner.overlap)
         if settled is not None:
             self._add_settled(settled)
@@ -166,6 +171,7 @@ class ShotStream:
         state = self.state
         self._tracker.check()
         with self._tracker.measure("decode"):
+            self._park(state.encoder)
             pictures, state.decoder = self._decode_slice(latent)
         count = min(len(pictures), len(self._held))  # what was padded at the end of the shot falls away here
         sources = [self._held.popleft() for _ in range(count)]
@@ -180,13 +186,22 @@ class ShotStream:
         self._tracker.advance(Work.DECODE, count)
         return np.concatenate(restored)
 
+    def _park(self, *streams: VAEState | None) -> None:
+        """Move the states of streams whose turn it is not to the host, if the plan says so; they return by themselves."""
+        if self._plan.budget.parks_states and self._device.type == "cuda":
+            for stream in streams:
+                if stream is not None:
+                    move_to_host(stream.histories)
+
     # The steps that compute. Inference mode is entered in these and never across a yield, where it would leak.
 
     @torch.inference_mode()
     def _encode_slice(self, frames: list[Frame]) -> tuple[Tensor, VAEState]:
         pictures = resize_to_target(self._upload(frames), self._plan.target, self._device)
         video = pad_video(pictures, self._plan.padded).to(self._dtype)
-        posterior, state = self._models.vae.encode(video, self.state.encoder, self._tracker.check)
+        posterior, state = self._models.vae.encode(
+            video, self.state.encoder, self._tracker.check, self._plan.budget.vae_memory
+        )
         return posterior.mean * self._models.latent_scale, state
 
     @torch.inference_mode()
@@ -206,7 +221,7 @@ class ShotStream:
     def _decode_slice(self, latent: Tensor) -> tuple[Tensor, VAEState]:
         scaled = (latent / self._models.latent_scale).to(self._dtype)
         video, state = self._models.vae.decode(
-            scaled, self.state.decoder, self._tracker.check, self._plan.budget.max_frames
+            scaled, self.state.decoder, self._tracker.check, self._plan.budget.vae_memory
         )
         return rearrange(video, "1 C T H W -> T C H W"), state
 

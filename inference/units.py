@@ -206,6 +206,18 @@ class UnitStore:
         with self._disk_errors():
             self._remove_from(0)
 
+    def begin_shot_again(self, choices: Mapping[str, Any]) -> None:
+        """Give up the units of the shot at work, whose rest will be made with other `choices`."""
+        while self._records and not self._records[-1].bookmark.ends_shot:
+            self._records.pop()
+        plan = read_plan(self.folder)
+        assert plan is not None
+        plan["choices"] = json.loads(json.dumps(choices))
+        with self._disk_errors():
+            self._remove_from(len(self._records))  # first: no unit may lie beside choices that it was not made with
+            write_bytes(self.folder / _PLAN, json.dumps(plan, indent=1).encode())
+        self.choices = plan["choices"]
+
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         with self._disk_errors():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from inference.budget import Budget
 from inference.checkpoint import Models
-from inference.devices import Budget
 from inference.errors import CancelledError
 from inference.meter import Meter
 from inference.progress import Cancellation, Progress, Stage

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inference.budget import Budget
 from inference.checkpoint import Models
-from inference.devices import Budget
 from inference.meter import Meter
 from inference.settings import ColorFix
 from inference.shot import ShotPlan, ShotStream
