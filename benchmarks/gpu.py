@@ -225,15 +225,27 @@ def measure_both(
     baseline: bool,
     memory: int | None = None,
 ) -> tuple[list[Stage], Budget]:
-    """The stages of the fast path and its plan, with the times of the plain one if ``baseline``; ``vae`` is not prepared yet."""
+    """The stages of the fast path and its plan, with the times of the plain one if ``baseline``.
+
+    ``vae`` is not prepared yet. From here on this process cannot allocate more than ``memory``.
+    """
     plain: list[float | None] = [None] * 3
     if baseline:
         with plain_pytorch():
             plain = [statistics.median(stage.seconds) for stage in measure(dit, vae, size, num_frames, runs)[0]]
         torch.cuda.empty_cache()
     vae.prepare_for_inference()
+    if memory is not None:
+        limit_memory(next(vae.parameters()).device, memory)
     stages, budget = measure(dit, vae, size, num_frames, runs, memory)
     return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)], budget
+
+
+def limit_memory(device: torch.device, memory: int) -> None:
+    """Makes the card as small as ``memory`` bytes for this process: more is an out-of-memory error."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), device)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -148,8 +148,10 @@ def plan_budget(
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes of a CUDA device that are free or belong to this process already."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    """Bytes of a CUDA device that are free or belong to this process already, within the share that it may use."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(free + torch.cuda.memory_reserved(device), allowed)
 
 
 def predict(budget: Budget, need: Need) -> Prediction:

@@ -23,8 +23,8 @@ from models.packing import PATCH
 from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 
-
 _FINISH_PICTURES = 8
+"""What `finish_footprint` counts with: 6 of the colour fix in Lab, the source and the result."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -98,7 +98,9 @@ def vae_footprint(
         video = torch.empty(1, 3, sum(encoded), height, width, dtype=dtype)
         latent = torch.empty(1, config.latent_channels, sum(decoded), height // 8, width // 8, dtype=dtype)
         encode = _measure_slices(lambda part, state: vae.encode(part, state, None, memory), video.split(encoded, dim=2))
-        decode = _measure_slices(lambda part, state: vae.decode(part, state, None, memory), latent.split(decoded, dim=2))
+        decode = _measure_slices(
+            lambda part, state: vae.decode(part, state, None, memory), latent.split(decoded, dim=2)
+        )
     return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
 
 

@@ -11,9 +11,10 @@ device: the copy there is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,36 +25,64 @@ from models.vae_memory import to_host, wait_for_host_copies
 @contextmanager
 def offloaded(network: nn.Module) -> Iterator[None]:
     """Inside, the weights are in host memory and their memory on the device is free."""
-    tensors = _tensors(network)
-    devices = [tensor.device for tensor in tensors]
+    places = _places(network)
+    devices = [place.value.device for place in places]
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor in tensors:
-                tensor.data = to_host(tensor.data)
-            for device in set(devices):
-                wait_for_host_copies(device)
+        for place in places:
+            place.put(to_host)
+        for device in set(devices):
+            wait_for_host_copies(device)
         yield
     finally:
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor, device in zip(tensors, devices, strict=True):
-                tensor.data = tensor.data.to(device, non_blocking=True)
+        for place, device in zip(places, devices, strict=True):
+            place.put(partial(_to_device, device=device))
 
 
 @contextmanager
 def onload(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, the weights are on `device`; those that are there already stay where they are."""
-    tensors = _tensors(network)
-    before = [tensor.data for tensor in tensors]
+    places = [place for place in _places(network) if place.value.device != device]
+    before = [place.value for place in places]
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor in tensors:
-                tensor.data = tensor.data.to(device, non_blocking=True)
+        for place in places:
+            place.put(partial(_to_device, device=device))
         yield
     finally:
+        for place, value in zip(places, before, strict=True):
+            place.tensors[place.name] = value
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a module keeps one weight or buffer."""
+
+    tensors: dict[str, Tensor | None]
+    name: str
+
+    @property
+    def value(self) -> Tensor:
+        value = self.tensors[self.name]
+        assert value is not None
+        return value
+
+    def put(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Replace the tensor by a moved one. Weights stay weights, and are never tensors of inference mode."""
+        before = self.value
         with torch.inference_mode(False), torch.no_grad():
-            for tensor, data in zip(tensors, before, strict=True):
-                tensor.data = data
+            after = move(before.detach())
+            is_weight = isinstance(before, nn.Parameter)
+            self.tensors[self.name] = nn.Parameter(after, before.requires_grad) if is_weight else after
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return list(chain(network.parameters(), network.buffers()))
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
+def _places(network: nn.Module) -> list[_Place]:
+    return [
+        _Place(tensors, name)
+        for module in network.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]

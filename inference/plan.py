@@ -44,7 +44,8 @@ class JobPlan:
         values = asdict(self)
         if self.prediction is not None:
             values["prediction"]["device"] = self.prediction.device
-        return values | {"moved": list(self.budget.moved), "window_frames": latents_to_frames(self.budget.window_latents)}
+        window = latents_to_frames(self.budget.window_latents)
+        return values | {"window_frames": window, "moved": list(self.budget.moved)}
 
     def to_rows(self) -> list[tuple[str, str]]:
         """What it says, as names and words."""

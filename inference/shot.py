@@ -187,7 +187,7 @@ class ShotStream:
         return np.concatenate(restored)
 
     def _park(self, *streams: VAEState | None) -> None:
-        """Move the states of streams whose turn it is not to the host, if the plan says so; they return by themselves."""
+        """Move states whose turn it is not to the host, if the plan says so; the VAE takes them back by itself."""
         if self._plan.budget.parks_states and self._device.type == "cuda":
             for stream in streams:
                 if stream is not None:

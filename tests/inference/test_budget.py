@@ -1,0 +1,187 @@
+"""Plans of memory: what fits on which card, in which order things are given up, and what is predicted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from inference.budget import ROOM, Budget, Need, candidates, plan_budget, predict
+from inference.errors import DeviceMemoryError
+from inference.footprint import LiveBytes, vae_footprint, vae_weights
+from inference.sizes import Size
+from models.dit import DiTConfig
+from models.gpu import FastVAE
+from models.presets import NANO_DIT, NANO_VAE, SEEDVR2_3B, SEEDVR2_7B, VIDEO_VAE
+from models.vae_memory import VAEMemory
+from models.video_vae import VideoVAE
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+GIB = 2**30
+HD, FULL_HD, UHD = Size(1280, 720), Size(1920, 1088), Size(3840, 2160)
+MODELS = {"3b": SEEDVR2_3B, "7b": SEEDVR2_7B}
+PARKED = {"parks_states": True}
+OFFLOADED = {"parks_states": True, "offloads_dit": True}
+ON_HOST = {"parks_states": True, "offloads_dit": True, "states_on_host": True}
+
+
+@pytest.fixture(autouse=True)
+def host_gib(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the free main memory of the machine that is planned for."""
+
+    def set_to(gib: float) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gib * GIB)))
+
+    set_to(128)
+    return set_to
+
+
+def need_of(size: Size, model: DiTConfig = SEEDVR2_3B, *, is_image: bool = False) -> Need:
+    return Need(dit=model, vae=VIDEO_VAE, dtype=torch.bfloat16, size=size, is_image=is_image)
+
+
+def plan_on_card(gib: float, size: Size, model: DiTConfig = SEEDVR2_3B, **more: Any) -> Budget:
+    return plan_budget(CUDA, need_of(size, model), memory=int(gib * GIB), **more)
+
+
+def test_pieces_on_the_cpu_do_not_depend_on_the_picture_or_the_machine() -> None:
+    small, large = (
+        plan_budget(CPU, Need(dit=NANO_DIT, vae=NANO_VAE, dtype=torch.float32, size=size))
+        for size in (Size(16, 16), Size(2000, 2000))
+    )
+
+    assert small == large == Budget(encode_frames=8, decode_latents=2, window_latents=9)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "gib", "expected"),
+    [
+        ("3b", HD, 11.2, Budget(4, 1, 13, 1, **OFFLOADED)),
+        ("3b", HD, 22, Budget(4, 1, 25, 4, **PARKED)),
+        ("3b", HD, 41, Budget(8, 2, 25, 4)),
+        ("3b", FULL_HD, 32, Budget(4, 1, 25, 1, **PARKED)),
+        ("3b", FULL_HD, 74, Budget(8, 2, 25, 4)),
+        ("7b", FULL_HD, 41, Budget(4, 1, 25, 1, **PARKED)),
+        ("3b", UHD, 41, Budget(4, 1, 13, 2, **ON_HOST)),
+        ("7b", UHD, 41, Budget(4, 1, 9, 2, **ON_HOST)),
+    ],
+)
+def test_a_card_gets_the_plan_that_costs_least(model: str, size: Size, gib: float, expected: Budget) -> None:
+    plan = plan_on_card(gib, size, MODELS[model])
+
+    assert plan == expected
+    assert predict(plan, need_of(size, MODELS[model])).device <= gib * GIB * ROOM
+
+
+def test_each_thing_that_is_given_up_makes_the_need_smaller() -> None:
+    need, plans = need_of(HD), [Budget(8, 2, 25, 8)]
+    steps: list[dict[str, Any]] = [
+        {"max_frames": 4},
+        {"encode_frames": 4, "decode_latents": 1},
+        {"max_frames": 2},
+        {"max_frames": 1},
+        {"parks_states": True},
+        {"offloads_dit": True},
+        {"states_on_host": True},
+    ]
+    for step in steps:
+        plans.append(replace(plans[-1], **step))
+    decodes = [predict(plan, need).decode for plan in plans]
+    shorter, longer = (predict(replace(plans[0], window_latents=count), need).denoise for count in (5, 25))
+
+    assert decodes == sorted(set(decodes), reverse=True)
+    assert shorter < longer
+    assert predict(plans[-1], need).host > predict(plans[-3], need).host > predict(plans[0], need).host == 0
+
+
+def test_a_larger_card_never_gets_a_shorter_window_with_states_on_the_device() -> None:
+    plans = [plan_on_card(gib, HD) for gib in (11, 12, 16, 20, 24, 32, 48, 80)]
+    windows = [plan.window_latents for plan in plans if not plan.states_on_host]
+
+    assert windows == sorted(windows)
+    assert len(set(windows)) > 1
+
+
+def test_a_footprint_grows_with_the_picture() -> None:
+    small, large = (
+        vae_footprint(VIDEO_VAE, size.width, size.height, torch.bfloat16, 4, 1, VAEMemory(1))
+        for size in (Size(640, 368), Size(1280, 736))
+    )
+
+    assert large.decode_state == pytest.approx(4 * small.decode_state, rel=0.02)
+    assert large.encode_peak == pytest.approx(4 * small.encode_peak, rel=0.02)
+
+
+def test_states_on_the_host_take_no_device_memory_between_slices() -> None:
+    there, away = (
+        vae_footprint(VIDEO_VAE, 640, 368, torch.bfloat16, 4, 1, VAEMemory(2, states_on_host=on_host))
+        for on_host in (False, True)
+    )
+
+    assert away.decode_state < 0.01 * there.decode_state
+    assert away.decode_histories == there.decode_histories == pytest.approx(there.decode_state, rel=0.01)
+
+
+def test_weights_include_what_the_fast_form_keeps() -> None:
+    vae = VideoVAE(NANO_VAE)
+    with LiveBytes() as live:
+        fast = FastVAE(vae.encoder, vae.decoder)
+    plain = sum(weight.nbytes for weight in vae.parameters())
+
+    assert fast is not None
+    assert plain < vae_weights(NANO_VAE, torch.float32) <= plain + live.now
+
+
+def test_a_size_that_no_plan_makes_fit_is_refused_with_what_to_change() -> None:
+    with pytest.raises(DeviceMemoryError, match=r"3840x2160 need 2\d\.\d GiB .* 12\.0 GiB .*restore\.resolution"):
+        plan_on_card(12, UHD)
+    with pytest.raises(DeviceMemoryError, match=r"restore\.window"):
+        plan_on_card(30, UHD, window_latents=101)
+
+
+def test_what_is_moved_needs_main_memory(host_gib: Any) -> None:
+    host_gib(32)
+
+    with pytest.raises(DeviceMemoryError, match="93 GiB of main memory"):
+        plan_on_card(41, UHD)
+
+
+def test_a_window_that_the_user_chose_is_used() -> None:
+    nano = Need(dit=NANO_DIT, vae=NANO_VAE, dtype=torch.float32, size=Size(640, 368))
+
+    assert [plan_budget(device, nano, 3, memory=8 * GIB).window_latents for device in (CPU, CUDA)] == [3, 3]
+
+
+def test_a_still_image_needs_less_than_a_video() -> None:
+    still, video = need_of(UHD, is_image=True), need_of(UHD)
+    plan = plan_budget(CUDA, still, memory=30 * GIB)
+
+    assert plan.window_latents == 1
+    assert predict(plan, still).device <= 30 * GIB * ROOM < predict(plan, video).device
+
+
+@pytest.mark.parametrize(("gib", "size"), [(22, HD), (41, UHD)])
+def test_the_next_plan_needs_less_than_the_one_that_failed(gib: float, size: Size) -> None:
+    need, plan = need_of(size), plan_on_card(gib, size)
+    stored = replace(plan, window_latents=plan.window_latents + 1)  # of a work folder; not one of today's plans
+
+    for failed in (plan, stored):
+        smaller = plan_on_card(gib, size, after=failed)
+        assert predict(smaller, need).device <= 0.9 * predict(failed, need).device
+
+
+def test_there_is_no_plan_after_the_last_one() -> None:
+    with pytest.raises(DeviceMemoryError, match=r"no plan for 1280x720 needs less.*restore\.resolution"):
+        plan_on_card(80, HD, after=list(candidates())[-1])
+
+
+def test_a_budget_of_an_older_version_is_read() -> None:
+    stored = {"encode_frames": 4, "decode_latents": 1, "window_latents": 9, "max_frames": 2}
+
+    assert Budget(**stored) == Budget(4, 1, 9, 2)
+    assert Budget(**json.loads(json.dumps(asdict(Budget(4, 1, 9, 2, **ON_HOST))))) == Budget(4, 1, 9, 2, **ON_HOST)
