@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -133,7 +134,7 @@ def plan_budget(
     if device.type != "cuda":
         return Budget(encode_frames=8, decode_latents=2, window_latents=window_latents or _CPU_LATENTS)
     memory = usable_memory(device) if memory is None else memory
-    host = psutil.virtual_memory().available
+    host = free_host_memory()
     plans = list(candidates(window_latents, is_image=need.is_image))
     limit = memory * ROOM
     if after is not None:
@@ -152,6 +153,19 @@ def usable_memory(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
     return min(free + torch.cuda.memory_reserved(device), allowed)
+
+
+def free_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of main memory that can be had: of the machine, and within the limit of the container that this runs in."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:  # no container, or one of the older kind
+        return free
+    cached = int(stat.get("inactive_file", 0))  # counted as used, and given up when memory is asked for
+    return free if limit == "max" else max(0, min(free, int(limit) - used + cached))
 
 
 def predict(budget: Budget, need: Need) -> Prediction:

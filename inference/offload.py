@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,12 @@ def onload(network: nn.Module, device: torch.device) -> Iterator[None]:
 class _Place:
     """Where a module keeps one weight or buffer."""
 
-    tensors: dict[str, Tensor | None]
+    tensors: dict[str, Any]
     name: str
 
     @property
     def value(self) -> Tensor:
-        value = self.tensors[self.name]
-        assert value is not None
+        value: Tensor = self.tensors[self.name]
         return value
 
     def put(self, move: Callable[[Tensor], Tensor]) -> None:

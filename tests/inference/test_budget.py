@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from inference.budget import ROOM, Budget, Need, candidates, plan_budget, predict
+from inference.budget import ROOM, Budget, Need, candidates, free_host_memory, plan_budget, predict
 from inference.errors import DeviceMemoryError
 from inference.footprint import LiveBytes, vae_footprint, vae_weights
 from inference.sizes import Size
@@ -36,6 +37,7 @@ def host_gib(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_to(gib: float) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gib * GIB)))
+        monkeypatch.setattr(free_host_memory, "__defaults__", (Path("no container"),))
 
     set_to(128)
     return set_to
@@ -149,6 +151,18 @@ def test_what_is_moved_needs_main_memory(host_gib: Any) -> None:
 
     with pytest.raises(DeviceMemoryError, match="93 GiB of main memory"):
         plan_on_card(41, UHD)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, host_gib: Any) -> None:
+    host_gib(64)
+    assert free_host_memory(tmp_path) == 64 * GIB
+    (tmp_path / "memory.current").write_text(f"{10 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {6 * GIB}\ninactive_file {4 * GIB}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_host_memory(tmp_path) == 64 * GIB
+    (tmp_path / "memory.max").write_text(f"{16 * GIB}\n")
+
+    assert free_host_memory(tmp_path) == 10 * GIB
 
 
 def test_a_window_that_the_user_chose_is_used() -> None:

@@ -20,7 +20,7 @@ from inference.settings import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
-COMMANDS = ["restore", "serve", "parity", "bench", "models", "convert"]
+COMMANDS = ["restore", "plan", "serve", "parity", "bench", "models", "convert"]
 
 
 def call(*arguments: str | Path) -> Result:
@@ -193,6 +193,39 @@ def test_the_help_of_restore_lists_every_setting() -> None:
     text = call("restore", "--help").stdout
 
     assert all(info.key in text for info in describe())
+
+
+def test_plan_tells_what_a_job_would_do_here(nano: list[str], make_clip: Any) -> None:
+    result = call("plan", make_clip("in.mp4", 3), *nano)
+
+    assert result.exit_code == 0
+    assert "nano in float32" in result.stdout
+    assert "cpu" in result.stdout
+    assert "33 frames" in result.stdout  # of a window
+    assert "device memory" not in result.stdout
+
+
+def test_plan_for_a_card_that_is_not_here(make_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.budget.free_host_memory", lambda: 128 * 2**30)
+    source = make_clip("in.mp4", 3, height=18, width=32)
+
+    result = call("plan", source, "box=1280x720", "model=seedvr2-3b", "--memory", "11.2", "--json")
+
+    plan = json.loads(result.stdout)
+    assert (plan["model"], plan["precision"], plan["window_frames"]) == ("seedvr2-3b", "bfloat16", 49)
+    assert plan["moved"] == ["the VAE's states between turns", "the transformer's weights"]
+    assert plan["prediction"]["device"] == max(plan["prediction"][turn] for turn in ("encode", "denoise", "decode"))
+    assert plan["prediction"]["device"] < 11.2 * 2**30
+    words = call("plan", source, "box=1280x720", "model=seedvr2-3b", "--memory", "11.2").stdout
+    assert "11.2 GiB" in words
+    assert "main memory" in words
+
+
+def test_plan_says_what_to_change_when_a_job_does_not_fit(make_clip: Any) -> None:
+    result = call("plan", make_clip("in.mp4", 3), "box=3840x2160", "model=seedvr2-3b", "--memory", "4")
+
+    assert result.exit_code == 2
+    assert "restore.resolution" in result.stderr
 
 
 def test_models_lists_the_catalogue_and_what_is_there(nano_weights: Path) -> None:
