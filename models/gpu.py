@@ -177,7 +177,8 @@ class Conv:
         first = max(0, top * step - padding)
         last = min(buffer.shape[1], (bottom - 1) * step - padding + self.weight.shape[3])
         skipped = top - first if step == 1 else 0  # rows that saw zeros where the picture goes on
-        return self._convolve(buffer[:, first:last])[:, skipped : skipped + bottom - top]
+        strip = buffer[:, first:last].contiguous()  # cuDNN would make this copy out of sight of who plans memory
+        return self._convolve(strip)[:, skipped : skipped + bottom - top]
 
     def _convolve(self, buffer: Tensor) -> Tensor:
         out = F.conv3d(buffer.permute(3, 0, 1, 2)[None], self.weight, None, self.stride, self.padding)
@@ -358,7 +359,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     """``softmax(q k^T / sqrt(C)) v`` into ``out``, all (P, C); scores and their softmax are float32 (or wider)."""
     scale, wide = q.shape[1] ** -0.5, torch.float64 if q.dtype is torch.float64 else torch.float32
     size = max(128, SCORE_BYTES // (4 * len(k)) // 128 * 128)
-    for start in range(0, len(q), size):
+    # On tensors without values only the memory is of interest, and that does not grow after the second block.
+    for start in range(0, min(len(q), 2 * size) if q.is_meta else len(q), size):
         rows = q[start : start + size]
         if rows.is_cuda and rows.dtype in (torch.bfloat16, torch.float16):
             scores = torch.mm(rows, k.T, out_dtype=torch.float32)
