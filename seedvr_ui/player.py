@@ -67,6 +67,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "canResume": job.can_resume,
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
+        "isFirst": job.priority > 0,
         "canMove": job.status is JobStatus.QUEUED,
     }
 

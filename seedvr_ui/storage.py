@@ -29,6 +29,11 @@ _MAX_NAME_BYTES = 160
 _RESERVED_BYTES = 256 * 2**20
 
 
+def default_data() -> Path:
+    """The data folder of the app: SEEDVR_DATA, else below the user's home."""
+    return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
+
+
 def new_id() -> str:
     """A fresh unguessable id."""
     return secrets.token_hex(16)
