@@ -34,7 +34,7 @@ def add_media_routes(app: FastAPI, manager: SessionManager, access: Access, part
         job = job_of(request, job_id)
         return part_view(job, parts.look(job))
 
-    @router.get("/{name}")
+    @router.api_route("/{name}", methods=["GET", "HEAD"])
     def file(request: Request, job_id: str, name: str, download: bool = False) -> FileResponse:
         job = job_of(request, job_id)
         path = parts.file(job, name)

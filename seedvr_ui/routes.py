@@ -46,7 +46,7 @@ def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers:
 def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
     router = APIRouter(prefix="/studio/jobs")
 
-    @router.get("/{job_id}/download")
+    @router.api_route("/{job_id}/download", methods=["GET", "HEAD"])
     def download(request: Request, job_id: str) -> FileResponse:
         visitor = access.require(request)
         job = manager.job_for(visitor, job_id)
@@ -55,7 +55,7 @@ def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
             manager.see(job.owner, job_id)
         return FileResponse(path, filename=path.name, headers=_PRIVATE)
 
-    @router.get("/{job_id}/files/{name}")
+    @router.api_route("/{job_id}/files/{name}", methods=["GET", "HEAD"])
     def preview(request: Request, job_id: str, name: str) -> FileResponse:
         visitor = access.require(request)
         job = manager.job_for(visitor, job_id)
