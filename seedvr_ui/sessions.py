@@ -22,7 +22,7 @@ from seedvr_ui.attempt import MakePreview, Restore
 from seedvr_ui.jobs import AT_WORK, Job, JobStatus, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
-from seedvr_ui.storage import THUMBNAIL, Storage, new_id
+from seedvr_ui.storage import THUMBNAIL, Storage, is_plain, new_id
 from seedvr_ui.store import Edit, Store, UnknownJobError, Usage
 from seedvr_ui.uploads import Check, Upload, Uploads
 from seedvr_ui.visitor import Visitor
@@ -402,7 +402,7 @@ class SessionManager:
 
 def result_file(job: Job) -> Path:
     """The master file of a job that succeeded."""
-    if job.status is not JobStatus.SUCCEEDED or not job.target.exists():
+    if job.status is not JobStatus.SUCCEEDED or not is_plain(job.target, job.folder):
         raise RestoreError("This job has no result yet; wait until it is done.")
     return job.target
 

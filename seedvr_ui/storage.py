@@ -44,6 +44,14 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_plain(path: Path, folder: Path) -> bool:
+    """Whether `path` is a file below `folder` that no link leads to, nor away from."""
+    try:
+        return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+    except (OSError, ValueError):  # too long, a NUL, or not below it
+        return False
+
+
 def safe_name(name: str) -> str:
     """The last part of `name` as a file name that is valid everywhere, with its suffix kept."""
     last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
