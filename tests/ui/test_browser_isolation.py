@@ -87,7 +87,7 @@ ATTEMPTS = (
     Attempt("POST", "/studio/uploads/{upload}", (404,), _UPLOAD, {**PIECE, "x-http-method-override": "PATCH"}, "evil"),
     Attempt("POST", "/studio/uploads/{upload}", (404,), _UPLOAD, {**TUS, "x-http-method-override": "DELETE"}),
     Attempt("GET", "/studio/uploads/{upload}", (404, 405)),
-    Attempt("POST", "/studio/uploads", (400,), "/studio/uploads", {**TUS, "upload-concat": "final;/studio/uploads/{upload}"}),
+    Attempt("POST", "/studio/uploads", (400,), "/studio/uploads", {**TUS, "upload-concat": "final;uploads/{upload}"}),
     Attempt("POST", "/studio/folder", (400,), "/studio/folder", JSON, '{"file": "{upload}"}'),
     Attempt("POST", "/studio/folder", (400,), "", JSON, '{"file": "../../{data}/accounts.json"}'),
     Attempt("POST", "/studio/links", (400,), "/studio/links", JSON, '{"link": "file://{data}/secret.key"}'),
