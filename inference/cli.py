@@ -1,4 +1,4 @@
-"""The command line: `seedvr restore | serve | parity | bench | models | convert`.
+"""The command line: `seedvr restore | serve | accounts | parity | bench | models | convert`.
 
 A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
 torch import it when they run, so that `--help` is quick.
@@ -106,6 +106,8 @@ def serve(
     root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
     price_per_hour: Annotated[str, typer.Option(help="What an hour costs, to be shown, such as '0.79 USD'.")] = "",
     folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
+    accounts: Annotated[Path | None, typer.Option(help="File of accounts; see `seedvr accounts`.")] = None,
+    no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
@@ -113,8 +115,19 @@ def serve(
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
-            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder
+            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
+            accounts=accounts, is_login_off=no_login,
         )  # fmt: skip
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def accounts(context: typer.Context) -> None:
+    """Add, list and remove the people who may sign in to the browser app: add, password, list, remove."""
+    with _user_errors():
+        _project_module("seedvr_ui.account_commands").app(context.args, prog_name="seedvr accounts")
 
 
 @app.command()

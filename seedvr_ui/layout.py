@@ -79,8 +79,8 @@ def build_ui(handlers: Handlers, models: Sequence[tuple[str, str]]) -> gr.Blocks
     """The page. `models` are (label, name) pairs, the first one chosen."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>Restore and enlarge videos and photos</p>",
-            elem_id="masthead", js_on_load=None, apply_default_css=False,
+            f"<h1>{TITLE}</h1><p>Restore and enlarge videos and photos</p><div class='studio-account'></div>",
+            elem_id="masthead", js_on_load=_ATTACH.format(script="account"), apply_default_css=False,
         )  # fmt: skip
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="setup"):

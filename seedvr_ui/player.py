@@ -16,7 +16,7 @@ from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.price import Price
 from seedvr_ui.retention import stays_until
-from seedvr_ui.storage import THUMBNAIL
+from seedvr_ui.storage import THUMBNAIL, is_plain
 from seedvr_ui.wording import media_facts, settings_words, to_range, to_size, to_words
 
 STAGE_WORDS = {
@@ -67,6 +67,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "canResume": job.can_resume,
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
+        "isFirst": job.priority > 0,
         "canMove": job.status is JobStatus.QUEUED,
     }
 
@@ -164,4 +165,4 @@ def preview_file(job: Job, name: str) -> Path | None:
     """The file `name` beside the job, if the page may have it: its thumbnail, or a file that its preview names."""
     allowed = {THUMBNAIL, *(str(job.preview[key]) for key in ("video", "before", "after") if key in job.preview)}
     path = job.folder / name
-    return path if name in allowed and path.is_file() else None
+    return path if name in allowed and is_plain(path, job.folder) else None

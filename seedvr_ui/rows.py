@@ -90,18 +90,23 @@ def whole_line() -> Select[Any]:
     )
 
 
-def finished_of(owner: str, search: str = "") -> Select[Any]:
-    """The finished jobs of `owner` that have every word of `search` in their words."""
-    found = with_status(*FINISHED).where(JOBS.c.owner == owner)
+def of(query: Select[Any], owner: str | None) -> Select[Any]:
+    """Of what `query` finds, the jobs of `owner`; of everybody if that is None."""
+    return query if owner is None else query.where(JOBS.c.owner == owner)
+
+
+def finished_of(owner: str | None, search: str = "") -> Select[Any]:
+    """The finished jobs of `owner`, or of everybody, that have every word of `search` in their words."""
+    found = of(with_status(*FINISHED), owner)
     for word in search.casefold().split()[:MAX_SEARCH_WORDS]:
         found = found.where(JOBS.c.words.contains(word, autoescape=True))
     return found
 
 
-def usage_of(owner: str) -> Select[Any]:
-    """(jobs that are not finished, bytes of all jobs) of `owner`."""
+def usage_of(owner: str | None) -> Select[Any]:
+    """(jobs that are not finished, bytes of all jobs) of `owner`, or of everybody."""
     unfinished = func.count().filter(JOBS.c.status.not_in([status.value for status in FINISHED]))
-    return select(unfinished, func.coalesce(func.sum(JOBS.c.num_bytes), 0)).where(JOBS.c.owner == owner)
+    return of(select(unfinished, func.coalesce(func.sum(JOBS.c.num_bytes), 0)).select_from(JOBS), owner)
 
 
 def _insert(connection: Connection, table: Table) -> Any:

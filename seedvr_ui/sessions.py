@@ -22,9 +22,10 @@ from seedvr_ui.attempt import MakePreview, Restore
 from seedvr_ui.jobs import AT_WORK, Job, JobStatus, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
-from seedvr_ui.storage import THUMBNAIL, Storage, new_id
+from seedvr_ui.storage import THUMBNAIL, Storage, is_plain, new_id
 from seedvr_ui.store import Edit, Store, UnknownJobError, Usage
 from seedvr_ui.uploads import Check, Upload, Uploads
+from seedvr_ui.visitor import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -168,16 +169,19 @@ class SessionManager:
             jobs = lists[owner] = sorted(self.store.jobs(owner), key=_shown_order)
         return [self._runner.newest(job) for job in jobs]
 
-    def unfinished(self, owner: str) -> list[Job]:
-        """A snapshot of the unfinished jobs of `owner`: the running one, the queue in its order, what rests."""
+    def unfinished(self, owner: str | None) -> list[Job]:
+        """A snapshot of the unfinished jobs of `owner`: the running one, the queue in its order, what rests.
+
+        None means everybody, here and below: for admins.
+        """
         jobs = self._look(("unfinished", owner), lambda: sorted(self.store.unfinished(owner), key=_shown_order))
         return [self._runner.newest(job) for job in jobs]
 
-    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+    def finished(self, owner: str | None, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
         """The latest finished jobs of `owner` that match `search`, at most `limit`; and how many match."""
         return self._look(("finished", owner, search, limit), lambda: self.store.finished(owner, search, limit))
 
-    def usage(self, owner: str) -> Usage:
+    def usage(self, owner: str | None) -> Usage:
         """What `owner` has in the store."""
         return self._look(("usage", owner), lambda: self.store.usage(owner))
 
@@ -185,6 +189,17 @@ class SessionManager:
         """The job with this id, if it belongs to `owner`."""
         job = self.store.job(job_id)
         if job.owner != owner:
+            raise UnknownJobError()
+        return self._runner.newest(job)
+
+    def job_for(self, visitor: Visitor, job_id: str) -> Job:
+        """The job with this id, if `visitor` may see it and act on it: its owner, or an admin.
+
+        Whoever comes from outside is judged here; what they may do is done in the name of the job's `owner`, to whose
+        limits and place in the queue it counts.
+        """
+        job = self.store.job(job_id)
+        if job.owner != visitor.owner and not visitor.is_admin:
             raise UnknownJobError()
         return self._runner.newest(job)
 
@@ -387,7 +402,7 @@ class SessionManager:
 
 def result_file(job: Job) -> Path:
     """The master file of a job that succeeded."""
-    if job.status is not JobStatus.SUCCEEDED or not job.target.exists():
+    if job.status is not JobStatus.SUCCEEDED or not is_plain(job.target, job.folder):
         raise RestoreError("This job has no result yet; wait until it is done.")
     return job.target
 

@@ -29,6 +29,11 @@ _MAX_NAME_BYTES = 160
 _RESERVED_BYTES = 256 * 2**20
 
 
+def default_data() -> Path:
+    """The data folder of the app: SEEDVR_DATA, else below the user's home."""
+    return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
+
+
 def new_id() -> str:
     """A fresh unguessable id."""
     return secrets.token_hex(16)
@@ -37,6 +42,14 @@ def new_id() -> str:
 def is_id(text: str) -> bool:
     """Whether `text` has the form of an id; anything else must not reach the disk."""
     return _ID.fullmatch(text) is not None
+
+
+def is_plain(path: Path, folder: Path) -> bool:
+    """Whether `path` is a file below `folder` that no link leads to, nor away from."""
+    try:
+        return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+    except (OSError, ValueError):  # too long, a NUL, or not below it
+        return False
 
 
 def safe_name(name: str) -> str:

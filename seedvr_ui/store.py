@@ -237,16 +237,16 @@ class Store:
             found = connection.execute(select(JOBS).where(JOBS.c.owner == owner)).all()
         return [self._from_row(row) for row in found]
 
-    def unfinished(self, owner: str) -> list[Job]:
-        """The jobs of `owner` that are not finished, in no order."""
+    def unfinished(self, owner: str | None) -> list[Job]:
+        """The jobs of `owner`, or of everybody, that are not finished, in no order."""
         unfinished = [status for status in JobStatus if status not in FINISHED]
         with self._database.read() as connection:
-            found = connection.execute(rows.with_status(*unfinished).where(JOBS.c.owner == owner)).all()
+            found = connection.execute(rows.of(rows.with_status(*unfinished), owner)).all()
         return [self._from_row(row) for row in found]
 
-    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
-        """The latest finished jobs of `owner` with all words of `search` in name, state or settings; and how many there
-        are in all.
+    def finished(self, owner: str | None, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+        """The latest finished jobs of `owner`, or of everybody, with all words of `search` in name, state or settings;
+        and how many there are in all.
         """
         query = rows.finished_of(owner, search)
         latest = query.order_by(JOBS.c.finished_at.desc(), JOBS.c.id.desc()).limit(limit)
@@ -269,8 +269,8 @@ class Store:
             found = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
         return {status.value: 0 for status in JobStatus} | {row[0]: row[1] for row in found}
 
-    def usage(self, owner: str) -> Usage:
-        """What `owner` has in the store."""
+    def usage(self, owner: str | None) -> Usage:
+        """What `owner`, or everybody, has in the store."""
         with self._database.read() as connection:
             number, num_bytes = connection.execute(rows.usage_of(owner)).one()
         return Usage(int(number), int(num_bytes))

@@ -20,7 +20,7 @@ from typing import Any
 
 from inference.durable import publish, write_bytes
 from inference.errors import DiskFullError, RestoreError
-from seedvr_ui.storage import THUMBNAIL, Storage, is_id, new_id, safe_name
+from seedvr_ui.storage import THUMBNAIL, Storage, is_id, is_plain, new_id, safe_name
 
 Check = Callable[[Path, Path], Mapping[str, Any]]
 """(file, where to write a thumbnail) -> facts about the media; raises RestoreError with a sentence for a bad file."""
@@ -292,7 +292,7 @@ class Uploads:
         found = []
         for record in self.storage.uploads_folder(session).glob(f"*/{_RECORD}"):
             with contextlib.suppress(UnknownUploadError):  # discarded while we look
-                found.append(self._read(record.parent))
+                found.append(self.get(session, record.parent.name))
         return sorted(found, key=lambda upload: upload.begun_at)
 
     def unsettled(self) -> list[tuple[str, Upload]]:
@@ -377,8 +377,8 @@ class Uploads:
         if not is_id(upload_id):
             raise UnknownUploadError()
         folder = self.storage.upload_folder(session, upload_id)
-        if not (folder / _RECORD).exists():
-            raise UnknownUploadError()
+        if not is_plain(folder / _RECORD, folder.parent) or (folder / _PART).is_symlink():
+            raise UnknownUploadError()  # also what a link leads to is not of this upload
         return folder
 
     def _read(self, folder: Path) -> Upload:
