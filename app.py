@@ -107,9 +107,12 @@ def assemble(
     import gradio as gr
 
     from seedvr_ui.access import Access
+    from seedvr_ui.api import add_api
+    from seedvr_ui.archives import Archives
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.media_routes import add_media_routes
+    from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
 
@@ -120,17 +123,21 @@ def assemble(
         yield
         transfers.close()
         parts.close()
+        archives.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     access = Access()
+    operations = Operations(manager, {"engine": to_dict(engine)})
+    archives = Archives(manager)
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display))
     add_media_routes(app, manager, access, parts)
+    add_api(app, operations, access, transfers, archives)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
