@@ -168,7 +168,9 @@ class Changes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     settings: dict[str, Any] | None = Field(
-        None, description="settings over the defaults; left out: those of the job", examples=[{"restore.seed": 7}]
+        default=None,
+        description="settings over the defaults; left out: those of the job",
+        examples=[{"restore.seed": 7}],
     )
     draft: bool = Field(default=False, description="do not queue it yet; `start` does")
 

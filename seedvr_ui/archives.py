@@ -69,7 +69,7 @@ class Archives:
         self._threads: set[threading.Thread] = set()
 
     def close(self) -> None:
-        """Wait a little for what is in work; what does not end in time leaves only files that the next start removes."""
+        """Wait a little for what is in work; what does not end in time leaves files that go by their age."""
         deadline = time.monotonic() + _CLOSE_LIMIT_S
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))

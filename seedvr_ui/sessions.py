@@ -291,6 +291,10 @@ class SessionManager:
         self.store.move(job_id, owner, reorder)
         self._tick()
 
+    def news(self, since: float, limit: int) -> list[Job]:
+        """Jobs with a change later than `since` that the webhook has still to tell, at most `limit`."""
+        return self.store.with_news(since, limit)
+
     def tell(self, job_id: str, at: float) -> None:
         """Note that the webhook has delivered all changes of a job up to the time `at`."""
         self.store.change(job_id, lambda job: job.tell(at))
