@@ -111,6 +111,7 @@ def assemble(
     from seedvr_ui.access import Access
     from seedvr_ui.api import add_api
     from seedvr_ui.archives import Archives
+    from seedvr_ui.client_api import ClientApi
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.media_routes import add_media_routes
@@ -149,7 +150,7 @@ def assemble(
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
-        build_ui(handlers, model_choices(engine.model)),
+        build_ui(handlers, model_choices(engine.model), ClientApi(operations, access)),
         path="/",
         theme=make_theme(),
         head=HEAD,
