@@ -79,14 +79,13 @@ class LocalJobs:
 
     def __init__(self, data: Path | None = None, owner: str = "", *, is_new: bool = False) -> None:
         from inference.media_proxy import check_media, make_preview
-        from inference.worker import Worker
 
         root = (data or default_data()).expanduser()
         if not is_new and not (root / "sessions").is_dir():
             raise RestoreError(f"There are no jobs in {root}; name the server's folder with --data, or its --url.")
         if owner and not is_id(owner):
             raise RestoreError(f"{owner!r} is no owner; `seedvr jobs list` shows those that there are.")
-        services = Services(check=check_media, restore=Worker().restore, make_preview=make_preview)
+        services = Services(check=check_media, restore=_leave_to_a_server, make_preview=make_preview)
         self._manager = SessionManager(Storage(root), services, database_url=os.environ.get("SEEDVR_DATABASE_URL", ""))
         self._operations = Operations(self._manager, is_local=True)
         self._visitor = Visitor(owner or local_owner(self._manager.storage.root), "command line", is_admin=True)
@@ -340,6 +339,11 @@ def require_file(path: Path) -> Path:
     if not os.access(path, os.R_OK):
         raise MediaError(f"{path} may not be read; change its permissions.")
     return path
+
+
+def _leave_to_a_server(*_: object, **__: object) -> NoReturn:
+    """What this process has for an engine: its queue is never started, so that jobs stay with the servers."""
+    raise RestoreError("The command line runs no jobs; start a server on this data folder.")
 
 
 def _quoted(job_id: str) -> str:

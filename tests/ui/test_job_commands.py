@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,8 +21,11 @@ from typer.testing import CliRunner
 from inference.cli import app
 from seedvr_ui.access import COOKIE
 from seedvr_ui.storage import local_owner, new_id
+from tests.ui.conftest import Wait
+from tests.ui.proxy import losing_proxy
 from tests.ui.server import ROOT, Server, running_server
 
+SAMPLE = ROOT / "samples" / "sintel_320x136.mp4"
 TINY = ["restore.factor=1", "engine.model=nano"]
 _WAIT_S = 60.0
 
@@ -251,6 +255,32 @@ def test_somebody_elses_jobs_are_not_seen(server: Server, picture: Path, monkeyp
     jobs("submit", picture, *url)
     monkeypatch.setenv("SEEDVR_DATA", str(picture.parent / "another home"))
     assert jobs("list", "--json", *url).document["total"] == 0
+
+
+def test_a_file_goes_on_after_cut_connections_and_below_a_path(server: Server, tmp_path: Path) -> None:
+    """The second piece arrives, but its sender does not hear so."""
+    picture = tmp_path / "large.bmp"
+    Image.new("RGB", (3000, 2400), "teal").save(picture)  # 21.6 MB: three pieces
+    with losing_proxy(server.url, "/below") as (url, lost):
+        (job,) = jobs("submit", picture, *TINY, "--url", url, "--json").document
+        assert len(lost) == 1
+        assert jobs("cancel", job["id"], "--url", url).code == 0
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    (source,) = (server.log.parent / "data").rglob("source/large.bmp")
+    assert hashlib.sha256(source.read_bytes()).hexdigest() == digest
+
+
+def test_a_running_job_hears_the_command_line(server: Server, wait_until: Wait) -> None:
+    data = server.log.parent / "data"
+    (job,) = jobs("submit", SAMPLE, "engine.model=nano", "--data", data, "--json").document
+
+    def status() -> str:
+        return str(jobs("show", job["id"], "--data", data, "--json").document["status"])
+
+    wait_until(lambda: status() == "running")
+    assert jobs("pause", job["id"], "--data", data, "--json").document[0]["wish"] == "pause"
+    wait_until(lambda: status() == "paused")
+    assert jobs("cancel", job["id"], "--data", data, "--json").document[0]["status"] == "cancelled"
 
 
 def test_an_address_that_is_no_studio_is_told(server: Server) -> None:
