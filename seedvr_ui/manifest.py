@@ -22,7 +22,7 @@ from seedvr_ui.jobs import Change, Death, Job, JobStatus, Wish
 log = logging.getLogger(__name__)
 
 NAME = "manifest.json"
-VERSION = 2
+VERSION = 3
 _ASIDE = "manifest.unreadable"
 
 
@@ -138,6 +138,7 @@ def to_document(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "worked_s": job.worked_s,
+        "told_at": job.told_at,
     }
 
 
@@ -177,7 +178,12 @@ def _from_1(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**document, **added}
 
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1}
+def _from_2(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Form 2 knew no webhook."""
+    return {**document, "told_at": 0.0}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
 def _up_to_date(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     <data>/sessions/<session>/uploads/<upload>/    upload.json, the file (`.part` until it is whole), thumbnail
     <data>/sessions/<session>/jobs/<job>/          manifest.json, source/, work/, result/, preview files, thumbnail
+    <data>/sessions/<session>/exports/<job>/       the archive of a job, made to be fetched; imports/: come in
     <data>/trash/                                  folders on their way out: renamed at once, deleted when there is time
     <data>/gradio/                                 Gradio's own temporary files
 
@@ -20,7 +21,7 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from inference.errors import RestoreError
+from inference.errors import DiskFullError, RestoreError
 
 THUMBNAIL = "thumbnail.jpg"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -30,8 +31,29 @@ _RESERVED_BYTES = 256 * 2**20
 
 
 def default_data() -> Path:
-    """The data folder of the app: SEEDVR_DATA, else below the user's home."""
+    """The data folder: SEEDVR_DATA, else below the user's home."""
     return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
+
+
+def local_owner(root: Path) -> str:
+    """The owner of what the command line of this machine submits: one id for the data folder `root`, made at need.
+
+    Whoever knows an owner's id is that owner to a server without accounts, so only the user of the machine may read it.
+    """
+    path = root / "local-owner"
+    with contextlib.suppress(FileNotFoundError):
+        owner = path.read_text(encoding="ascii", errors="replace").strip()
+        if not is_id(owner):
+            raise RestoreError(f"{path} is damaged; write the owner's id of an older job into it, or delete it.")
+        return owner
+    root.mkdir(parents=True, exist_ok=True)
+    new = root / f"local-owner.{secrets.token_hex(4)}"
+    with open(new, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(f"{new_id()}\n")
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        os.link(new, path)
+    new.unlink()
+    return local_owner(root)
 
 
 def new_id() -> str:
@@ -85,6 +107,18 @@ class Storage:
         """The folder of one upload; it need not exist."""
         return self.uploads_folder(session) / _checked(upload)
 
+    def exports_folder(self, session: str) -> Path:
+        """The folder that holds one folder per job of `session` that is written into an archive."""
+        return self._session_folder(session) / "exports"
+
+    def export_folder(self, session: str, job: str) -> Path:
+        """The folder of the archive of one job; it need not exist."""
+        return self.exports_folder(session) / _checked(job)
+
+    def import_folder(self, session: str, identifier: str) -> Path:
+        """The folder of an archive that has come in; it need not exist."""
+        return self._session_folder(session) / "imports" / _checked(identifier)
+
     def job_folder(self, session: str, job: str) -> Path:
         """The folder of one job; it need not exist."""
         return self._session_folder(session) / "jobs" / _checked(job)
@@ -108,10 +142,10 @@ class Storage:
         return shutil.disk_usage(self.root).free > _RESERVED_BYTES
 
     def require_space(self, num_bytes: int) -> None:
-        """Raise RestoreError unless `num_bytes` more fit on the disk with some room to spare."""
+        """Raise DiskFullError unless `num_bytes` more fit on the disk with some room to spare."""
         free = shutil.disk_usage(self.root).free - _RESERVED_BYTES
         if num_bytes > free:
-            raise RestoreError(
+            raise DiskFullError(
                 f"The disk has only {max(0, free) / 1e9:.1f} GB free and this needs {num_bytes / 1e9:.1f} GB; "
                 "remove finished jobs and try again."
             )
