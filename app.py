@@ -37,6 +37,7 @@ from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage
 from seedvr_ui.transfers import Transfers
+from seedvr_ui.webhook import Webhook, end_record
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ _KEEP_HELP = "delete uploads and results after this many days (default: %(defaul
 
 
 _PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
+_WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
 
 
@@ -70,10 +72,12 @@ def create_app(
     limits: Limits | None = None,
     price: Price | None = None,
     folder: Path | None = None,
+    webhook: str = "",
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
     `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
+    `webhook` is the address that is told when a job ends.
     """
     engine = engine or EngineSettings()
     storage = Storage(data)
@@ -90,7 +94,9 @@ def create_app(
         calibration.close()
         worker.kill()
 
-    return assemble(manager, engine, transfers, forecast, price, root_path=root_path, on_stop=stop)
+    secret = os.environ.get("SEEDVR_WEBHOOK_SECRET", "")
+    teller = Webhook(manager, webhook, secret, root_path) if webhook else None
+    return assemble(manager, engine, transfers, forecast, price, root_path=root_path, webhook=teller, on_stop=stop)
 
 
 def assemble(
@@ -101,15 +107,19 @@ def assemble(
     price: Price | None = None,
     *,
     root_path: str = "",
+    webhook: Webhook | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
     import gradio as gr
 
     from seedvr_ui.access import Access
+    from seedvr_ui.api import add_api
+    from seedvr_ui.archives import Archives
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.media_routes import add_media_routes
+    from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
 
@@ -117,20 +127,30 @@ def assemble(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
         transfers.start()
+        if webhook is not None:
+            webhook.start()
+        else:
+            end_record(manager.storage.root)
         yield
+        if webhook is not None:
+            webhook.close()
         transfers.close()
         parts.close()
+        archives.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     access = Access()
+    operations = Operations(manager, {"engine": to_dict(engine)})
+    archives = Archives(manager)
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display))
     add_media_routes(app, manager, access, parts)
+    add_api(app, operations, access, transfers, archives)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
@@ -163,6 +183,7 @@ def main(
     keep_days: float = DEFAULT_KEEP_DAYS,
     price_per_hour: str = "",
     folder: Path | None = None,
+    webhook: str = "",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds."""
     import uvicorn
@@ -174,6 +195,7 @@ def main(
         limits=Limits(keep_s=keep_days * 86400),
         price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
         folder=folder or default_folder(),
+        webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
     )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S)
@@ -208,6 +230,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--weights", default="", help="folder with model files")
     parser.add_argument("--root-path", default="", help="path below which a proxy serves the page")
     parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
+    parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")

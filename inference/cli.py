@@ -106,6 +106,7 @@ def serve(
     root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
     price_per_hour: Annotated[str, typer.Option(help="What an hour costs, to be shown, such as '0.79 USD'.")] = "",
     folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
+    webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
@@ -113,7 +114,8 @@ def serve(
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
-            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder
+            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
+            webhook=webhook,
         )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from seedvr_ui.tables import JOBS, OWNERS, STATE
 log = logging.getLogger(__name__)
 
 NAME = "index.sqlite3"
-HEAD = "0003"
+HEAD = "0004"
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _BUSY_LIMIT_S = 30.0
 _OPEN_LIMIT_S = 60.0

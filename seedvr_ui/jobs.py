@@ -24,6 +24,7 @@ from inference.progress import Progress, Stage
 MAX_HISTORY = 200
 _NO_HEADWAY = 3
 _MAX_CRASHES = 3
+_TICK_S = 1e-6
 
 
 class JobStatus(StrEnum):
@@ -53,6 +54,7 @@ _NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
 }
 
 FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+_ASKED_TO_PAUSE = "paused"
 AT_WORK = frozenset({JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.INTERRUPTED})
 
 
@@ -73,7 +75,11 @@ _WISHED = {
 }
 
 
-class TransitionError(RestoreError):
+class StateError(RestoreError):
+    """What was asked for is not possible in the state that the job is in."""
+
+
+class TransitionError(StateError):
     """A job cannot go from its state to the wanted one."""
 
     def __init__(self, before: JobStatus, after: JobStatus) -> None:
@@ -87,6 +93,11 @@ class Change:
     status: JobStatus
     at: float
     reason: str
+
+    @property
+    def is_news(self) -> bool:
+        """Whether somebody who is not looking should hear of it: the job has ended, or waits though nobody asked."""
+        return self.status in FINISHED or (self.status is JobStatus.PAUSED and self.reason != _ASKED_TO_PAUSE)
 
 
 class Ending(StrEnum):
@@ -125,6 +136,7 @@ class Job:
     `place` orders the waiting jobs of one owner; `token` counts how often the job was taken from the queue, and a
     writer with an older one is turned away. `base` is the number of frames that were finished when the attempt began.
     `crashes` are the frames in finished units each time that the app ended without a word during the job.
+    `told_at` is the time of the latest change that the webhook has delivered.
     """
 
     id: str
@@ -157,6 +169,7 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     worked_s: float = 0.0
+    told_at: float = 0.0
 
     @property
     def work(self) -> Path:
@@ -212,6 +225,11 @@ class Job:
     def can_cancel(self) -> bool:
         """Whether the job may be cancelled."""
         return self.is_at_work or self.status is JobStatus.PAUSED
+
+    @property
+    def news(self) -> tuple[Change, ...]:
+        """What the webhook has still to tell, oldest first."""
+        return tuple(change for change in self.history if change.is_news and change.at > self.told_at)
 
     @property
     def frames_done(self) -> int:
@@ -313,7 +331,7 @@ class Job:
 
     def pause(self, message: str = "") -> Job:
         """The job that waits until it is resumed; `message` says why if nobody asked for it."""
-        return self._to(JobStatus.PAUSED, message or "paused", message=message)
+        return self._to(JobStatus.PAUSED, message or _ASKED_TO_PAUSE, message=message)
 
     def interrupt(self, reason: str) -> Job:
         """The job whose attempt ended through no fault of its own."""
@@ -352,6 +370,10 @@ class Job:
     def see(self) -> Job:
         """The job whose result somebody has looked at."""
         return replace(self, is_seen=True)
+
+    def tell(self, at: float) -> Job:
+        """The job of which all changes up to `at` were told."""
+        return replace(self, told_at=max(self.told_at, at))
 
     def _kept_progress(self) -> Progress | None:
         """What is finished, so that it stays in sight; None if nothing is."""
@@ -399,5 +421,6 @@ class Job:
             changes["worked_s"] = self.worked_s + max(0.0, now - (self.started_at or now))
         if status is not JobStatus.INTERRUPTED:  # a wish outlives the process that should have granted it
             changes = {"wish": Wish.NONE, **changes}
-        history = (*self.history, Change(status, now, reason))[-MAX_HISTORY:]
+        at = max(now, self.history[-1].at + _TICK_S) if self.history else now  # in order, also when the clock goes back
+        history = (*self.history, Change(status, at, reason))[-MAX_HISTORY:]
         return replace(self, status=status, history=history, **changes)

@@ -22,7 +22,7 @@ from seedvr_ui.jobs import Change, Death, Job, JobStatus, Wish
 log = logging.getLogger(__name__)
 
 NAME = "manifest.json"
-VERSION = 3
+VERSION = 4
 _ASIDE = "manifest.unreadable"
 
 
@@ -149,6 +149,7 @@ def to_document(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "worked_s": job.worked_s,
+        "told_at": job.told_at,
     }
 
 
@@ -190,11 +191,16 @@ def _from_1(document: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _from_2(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Form 2 did not know how often the app had ended during a job."""
+    """Form 2 knew no webhook."""
+    return {**document, "told_at": 0.0}
+
+
+def _from_3(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Form 3 did not know how often the app had ended during a job."""
     return {**document, "crashes": []}
 
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def _up_to_date(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "cost": _cost_text(job, display),
         "facts": media_facts(job.media),
         "settings": settings_words(job.settings),
-        "percent": _percent(job),
+        "percent": percent_of(job),
         "thumbnail": f"{base}/files/{THUMBNAIL}" if (job.folder / THUMBNAIL).exists() else "",
         "download": f"{base}/download" if is_done else "",
         "preview": _preview(job.preview, base) if is_done else None,
@@ -139,7 +139,7 @@ def _cost_text(job: Job, display: Display) -> str:
     return f"about {price.of_range(*expected)}" if expected else ""
 
 
-def _percent(job: Job) -> float | None:
+def percent_of(job: Job) -> float | None:
     """Whole percent of the frames, or None while nothing can be said."""
     if job.status is JobStatus.SUCCEEDED:
         return 100

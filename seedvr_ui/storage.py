@@ -2,6 +2,7 @@
 
     <data>/sessions/<session>/uploads/<upload>/    upload.json, the file (`.part` until it is whole), thumbnail
     <data>/sessions/<session>/jobs/<job>/          manifest.json, source/, work/, result/, preview files, thumbnail
+    <data>/sessions/<session>/exports/<job>/       the archive of a job, made to be fetched; imports/: come in
     <data>/trash/                                  folders on their way out: renamed at once, deleted when there is time
     <data>/gradio/                                 Gradio's own temporary files
 
@@ -20,7 +21,7 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from inference.errors import RestoreError
+from inference.errors import DiskFullError
 
 THUMBNAIL = "thumbnail.jpg"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -72,6 +73,18 @@ class Storage:
         """The folder of one upload; it need not exist."""
         return self.uploads_folder(session) / _checked(upload)
 
+    def exports_folder(self, session: str) -> Path:
+        """The folder that holds one folder per job of `session` that is written into an archive."""
+        return self._session_folder(session) / "exports"
+
+    def export_folder(self, session: str, job: str) -> Path:
+        """The folder of the archive of one job; it need not exist."""
+        return self.exports_folder(session) / _checked(job)
+
+    def import_folder(self, session: str, identifier: str) -> Path:
+        """The folder of an archive that has come in; it need not exist."""
+        return self._session_folder(session) / "imports" / _checked(identifier)
+
     def job_folder(self, session: str, job: str) -> Path:
         """The folder of one job; it need not exist."""
         return self._session_folder(session) / "jobs" / _checked(job)
@@ -95,10 +108,10 @@ class Storage:
         return shutil.disk_usage(self.root).free > _RESERVED_BYTES
 
     def require_space(self, num_bytes: int) -> None:
-        """Raise RestoreError unless `num_bytes` more fit on the disk with some room to spare."""
+        """Raise DiskFullError unless `num_bytes` more fit on the disk with some room to spare."""
         free = shutil.disk_usage(self.root).free - _RESERVED_BYTES
         if num_bytes > free:
-            raise RestoreError(
+            raise DiskFullError(
                 f"The disk has only {max(0, free) / 1e9:.1f} GB free and this needs {num_bytes / 1e9:.1f} GB; "
                 "remove finished jobs and try again."
             )

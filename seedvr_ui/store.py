@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from inference.units import finished_units
 from seedvr_ui import manifest, rows
 from seedvr_ui.database import Database
 from seedvr_ui.holder import is_gone, new_holder
-from seedvr_ui.jobs import FINISHED, Job, JobStatus, Wish
+from seedvr_ui.jobs import FINISHED, Job, JobStatus, StateError, Wish
 from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.tables import JOBS, STATE
 
@@ -252,7 +252,7 @@ class Store:
             found = connection.execute(waiting.order_by(JOBS.c.place, JOBS.c.id)).all()
             by_id = {row.id: row for row in found}
             if job_id not in by_id:
-                raise RestoreError("Only a waiting job has a place in the queue; look at the queue again.")
+                raise StateError("Only a waiting job has a place in the queue; look at the queue again.")
             for other, place in zip(reorder(list(by_id)), sorted(row.place for row in found), strict=True):
                 if by_id[other].place != place and (job := self._truth(connection, by_id[other])) is not None:
                     self._put(connection, job.move(place))
@@ -288,6 +288,26 @@ class Store:
             number = connection.execute(query.with_only_columns(func.count())).scalar_one()
             found = connection.execute(latest).all()
         return [self._from_row(row) for row in found], int(number)
+
+    def page(
+        self, owner: str | None, statuses: Collection[JobStatus], search: str, limit: int, offset: int
+    ) -> tuple[list[Job], int]:
+        """`limit` jobs from the `offset`th on, in the order in which they are shown; and how many match in all.
+
+        `owner` None means everybody's.
+        """
+        query = rows.matching(owner, statuses, search)
+        with self._database.read() as connection:
+            number = connection.execute(query.with_only_columns(func.count())).scalar_one()
+            found = connection.execute(rows.in_shown_order(query).limit(limit).offset(offset)).all()
+        return [self._from_row(row) for row in found], int(number)
+
+    def with_news(self, since: float, limit: int) -> list[Job]:
+        """The jobs with a change later than `since` that the webhook has still to tell, at most `limit`."""
+        query = select(JOBS).where(JOBS.c.news_at > since).order_by(JOBS.c.news_at, JOBS.c.id).limit(limit)
+        with self._database.read() as connection:
+            found = connection.execute(query).all()
+        return [self._from_row(row) for row in found]
 
     def line(self) -> dict[str, int]:
         """The number of jobs that run before each waiting one, over all owners, if they take turns as they do now."""

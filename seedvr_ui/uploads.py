@@ -100,26 +100,23 @@ class Upload:
         return self.is_ready or bool(self.error)
 
 
-class Part:
-    """The file of an upload while somebody has the sole right to write to it."""
+class GrowingFile:
+    """A file of which `received` bytes are there, and which shall have at most `limit`."""
 
-    def __init__(self, folder: Path, upload: Upload) -> None:
-        self._folder = folder
-        self._file = (folder / _PART).open("r+b", buffering=0)
-        self._file.seek(upload.received)
-        self.limit = upload.size
-        self.received = upload.received
+    def __init__(self, path: Path, received: int, limit: int) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self._file.seek(received)
+        self.limit = limit
+        self.received = received
 
     def write(self, data: bytes) -> None:
         """Add `data` to the end of the file.
 
-        Raises TooLargeError, and writes nothing, if that is more than was announced; UnknownUploadError if the upload
-        was discarded meanwhile; DiskFullError, with as much written as there was room for.
+        Raises TooLargeError, and writes nothing, if that is more than was announced; DiskFullError, with as much
+        written as there was room for.
         """
         if self.received + len(data) > self.limit:
             raise TooLargeError(f"The file has more bytes than its announced {self.limit}; choose it again.")
-        if not (self._folder / _RECORD).exists():
-            raise UnknownUploadError()
         view = memoryview(data)
         try:
             while view:
@@ -147,6 +144,20 @@ class Part:
             self.sync()
         finally:
             self._file.close()
+
+
+class Part(GrowingFile):
+    """The file of an upload while somebody has the sole right to write to it."""
+
+    def __init__(self, folder: Path, upload: Upload) -> None:
+        super().__init__(folder / _PART, upload.received, upload.size)
+        self._folder = folder
+
+    def write(self, data: bytes) -> None:
+        """Add `data` to the end of the file. Raises UnknownUploadError if the upload was discarded meanwhile."""
+        if not (self._folder / _RECORD).exists():
+            raise UnknownUploadError()
+        super().write(data)
 
 
 class Uploads:
