@@ -295,8 +295,8 @@ def rewritten(archive: Path, edit: Callable[[list[tuple[tarfile.TarInfo, bytes]]
     changed = archive.with_name("changed.tar")
     with tarfile.open(changed, "w", format=tarfile.GNU_FORMAT) as content:
         for info, data in entries:
-            info.size = len(data) if info.isreg() else 0
-            content.addfile(info, io.BytesIO(data) if info.isreg() else None)
+            info.size = len(data)  # also of a link, whose content would then be taken for a file's
+            content.addfile(info, io.BytesIO(data))
     return changed
 
 
