@@ -35,7 +35,7 @@ from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
-from seedvr_ui.storage import Storage
+from seedvr_ui.storage import Storage, default_data
 from seedvr_ui.transfers import Transfers
 from seedvr_ui.webhook import Webhook, end_record
 
@@ -52,11 +52,6 @@ _KEEP_HELP = "delete uploads and results after this many days (default: %(defaul
 _PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
 _WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
-
-
-def default_data() -> Path:
-    """The data folder: SEEDVR_DATA, else below the user's home."""
-    return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
 
 
 def default_folder() -> Path | None:
@@ -116,6 +111,7 @@ def assemble(
     from seedvr_ui.access import Access
     from seedvr_ui.api import add_api
     from seedvr_ui.archives import Archives
+    from seedvr_ui.client_api import ClientApi
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.media_routes import add_media_routes
@@ -155,7 +151,7 @@ def assemble(
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
-        build_ui(handlers, model_choices(engine.model)),
+        build_ui(handlers, model_choices(engine.model), ClientApi(operations, access)),
         path="/",
         theme=make_theme(),
         head=HEAD,

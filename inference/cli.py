@@ -1,4 +1,4 @@
-"""The command line: `seedvr restore | serve | parity | bench | models | convert`.
+"""The command line: `seedvr restore | jobs | serve | parity | bench | models | convert`.
 
 A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
 torch import it when they run, so that `--help` is quick.
@@ -117,6 +117,15 @@ def serve(
             host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
             webhook=webhook,
         )  # fmt: skip
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)  # fmt: skip
+def jobs(context: typer.Context) -> None:
+    """Jobs of a server: list, show, submit, pause, resume, cancel, retry, export, import, reindex."""
+    with _user_errors():
+        _project_module("seedvr_ui.job_commands").run(context.args)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from inference.errors import DiskFullError
+from inference.errors import DiskFullError, RestoreError
 
 THUMBNAIL = "thumbnail.jpg"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -30,6 +30,32 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _MAX_NAME_BYTES = 160
 _RESERVED_BYTES = 256 * 2**20
 _MOVING_S = 3 * 86400.0
+
+
+def default_data() -> Path:
+    """The data folder: SEEDVR_DATA, else below the user's home."""
+    return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
+
+
+def local_owner(root: Path) -> str:
+    """The owner of what the command line of this machine submits: one id for the data folder `root`, made at need.
+
+    Whoever knows an owner's id is that owner to a server without accounts, so only the user of the machine may read it.
+    """
+    path = root / "local-owner"
+    with contextlib.suppress(FileNotFoundError):
+        owner = path.read_text(encoding="ascii", errors="replace").strip()
+        if not is_id(owner):
+            raise RestoreError(f"{path} is damaged; write the owner's id of an older job into it, or delete it.")
+        return owner
+    root.mkdir(parents=True, exist_ok=True)
+    new = root / f"local-owner.{secrets.token_hex(4)}"
+    with open(new, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(f"{new_id()}\n")
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        os.link(new, path)
+    new.unlink()
+    return local_owner(root)
 
 
 def new_id() -> str:
