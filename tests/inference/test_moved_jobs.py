@@ -189,6 +189,7 @@ def test_a_job_waits_for_a_process_that_is_on_its_way_out(
     jobs: MortalJobs, holder: subprocess.Popen[str], source: Path, work: Path, tmp_path: Path
 ) -> None:
     assert holder.stdin is not None
+    jobs.undisturbed(source)  # so that the program is there, and would begin at once
     ended: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: ended.append(jobs.run(source, tmp_path / "out.mp4", work)))
     thread.start()
