@@ -156,6 +156,7 @@ def assemble(
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     access = access or Access(path=root_path)
+    manager.engine = to_dict(engine)
     operations = Operations(manager, {"engine": to_dict(engine)})
     archives = Archives(manager)
     parts = Parts(manager.storage, join_part, manager.weigh)

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import chain
@@ -43,7 +43,7 @@ from inference.shot_state import ShotState
 from inference.sizes import Size, padded_size, target_size
 from inference.tracker import Tracker, Work
 from inference.transforms import to_pictures
-from inference.units import UnitStore
+from inference.units import UnitStore, sole_use
 
 _UNIT_SECONDS = {"cpu": 2, "cuda": 10}
 _LEAST_UNIT_FRAMES = 24
@@ -147,7 +147,7 @@ def restore_video(
     job: Job, models: Models, plan: ShotPlan, tracker: Tracker, work: Path | None, frames_per_unit: int
 ) -> Result:
     """A video: every frame of every shot once, encoded in units, then joined with the source's sound."""
-    with nullcontext(work) if work is not None else _work_folder(job.target) as folder:
+    with _kept_folder(work, tracker) if work is not None else _work_folder(job.target) as folder:
         identity = identify_job(job.source, job.restore, job.size, models, frames_per_unit)
         store = UnitStore(folder, identity, {"budget": asdict(plan.budget)}, tracker.check)
         plan = replace(plan, budget=Budget(**store.choices["budget"]))
@@ -289,6 +289,13 @@ def _publish(folder: Path, target: Path, tracker: Tracker) -> None:
     tracker.check()
     with writing(target):
         os.replace(folder / target.name, target)
+
+
+@contextmanager
+def _kept_folder(work: Path, tracker: Tracker) -> Iterator[Path]:
+    """The work folder of a job that goes on later, for this process alone."""
+    with sole_use(work, tracker.check):
+        yield work
 
 
 @contextmanager

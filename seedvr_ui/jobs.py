@@ -23,6 +23,7 @@ from inference.progress import Progress, Stage
 
 MAX_HISTORY = 200
 _NO_HEADWAY = 3
+_MAX_CRASHES = 3
 _TICK_S = 1e-6
 
 
@@ -107,6 +108,7 @@ class Ending(StrEnum):
     STOPPED = "stopped"
     DIED = "died"
     DISK_FULL = "disk full"
+    OCCUPIED = "occupied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,7 @@ class Job:
 
     `place` orders the waiting jobs of one owner; `token` counts how often the job was taken from the queue, and a
     writer with an older one is turned away. `base` is the number of frames that were finished when the attempt began.
+    `crashes` are the frames in finished units each time that the app ended without a word during the job.
     `told_at` is the time of the latest change that the webhook has delivered.
     """
 
@@ -149,6 +152,7 @@ class Job:
     place: float = 0.0
     attempts: int = 0
     deaths: tuple[Death, ...] = ()
+    crashes: tuple[int, ...] = ()
     token: int = 0
     holder: str = ""
     wish: Wish = Wish.NONE
@@ -242,19 +246,30 @@ class Job:
         """The failed or cancelled job in the queue again; what is in its work folder is used."""
         return self._require(JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED)._to(
             JobStatus.QUEUED, "tried again", place=place, queued_at=time.time(), started_at=None, finished_at=None,
-            message="", progress=self._kept_progress(), base=None, deaths=(), worked_s=0.0, keeps_part=False,
+            message="", progress=self._kept_progress(), base=None, deaths=(), crashes=(), worked_s=0.0,
+            keeps_part=False,
         )  # fmt: skip
 
     def resume(self) -> Job:
         """The paused job at its old place in the queue."""
         return self._require(JobStatus.QUEUED, JobStatus.PAUSED)._to(
-            JobStatus.QUEUED, "resumed", message="", deaths=()
+            JobStatus.QUEUED, "resumed", message="", deaths=(), crashes=()
         )  # fmt: skip
 
     def go_on(self) -> Job:
-        """The interrupted job: as its owner wished meanwhile, else at its old place in the queue."""
+        """The interrupted job: as its owner wished meanwhile, else at its old place in the queue.
+
+        One that ends the whole app again and again, and never gets ahead, waits for somebody instead.
+        """
         wished = self._require(JobStatus.QUEUED, JobStatus.INTERRUPTED)._granted()
-        return wished or self._to(JobStatus.QUEUED, "goes on", message="")
+        if wished is not None:
+            return wished
+        if len(self.crashes) >= _MAX_CRASHES and len(set(self.crashes[-_MAX_CRASHES:])) == 1:
+            return self.pause(
+                f"The server ended {_MAX_CRASHES} times at frame {self.crashes[-1]} of this file, so this job waits; "
+                "look into the server's log, then resume it or try a smaller size."
+            )
+        return self._to(JobStatus.QUEUED, "goes on", message="")
 
     def start(self, holder: str = "") -> Job:
         """The job as `holder` takes it from the queue. Finished frames stay in sight while the model is loaded."""
@@ -293,7 +308,7 @@ class Job:
                 return self.succeed(outcome.summary, outcome.preview)
             case Ending.FAILED:
                 return self.fail(outcome.message)
-            case Ending.DISK_FULL:
+            case Ending.DISK_FULL | Ending.OCCUPIED:
                 return self.pause(outcome.message)
             case Ending.STOPPED:
                 return self._granted() or self.interrupt("the server was stopped")
@@ -321,6 +336,20 @@ class Job:
     def interrupt(self, reason: str) -> Job:
         """The job whose attempt ended through no fault of its own."""
         return self._to(JobStatus.INTERRUPTED, reason)
+
+    def abandon(self, num_frames: int) -> Job:
+        """The running job whose process ended without a word; `num_frames` are in its finished units."""
+        crashes = (*self.crashes, num_frames)[-_MAX_CRASHES:]
+        return replace(self, crashes=crashes).interrupt("the process that did it has ended")
+
+    def arrive(self, place: float) -> Job:
+        """The job as it comes from another machine: nobody works on it here, and what was to go on by itself waits."""
+        arrived = replace(
+            self, place=place, priority=0, holder="", wish=Wish.NONE, deaths=(), crashes=()
+        )  # fmt: skip
+        status = JobStatus.PAUSED if self.is_at_work else self.status
+        history = (*self.history, Change(status, time.time(), "came from another place"))[-MAX_HISTORY:]
+        return replace(arrived, status=status, history=history)
 
     def adjust(self, settings: Mapping[str, Any]) -> Job:
         """The draft with other settings; what has been queued keeps its own."""

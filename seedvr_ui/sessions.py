@@ -86,6 +86,8 @@ class SessionManager:
         self.storage = storage
         self.limits = limits or Limits()
         self.uploads = Uploads(storage, services.check, self.limits.max_upload_bytes, self._admit)
+        self.check = services.check
+        self.engine: Mapping[str, Any] = {}  # the engine settings that this machine was started with
         self.store = Store(storage, database_url)
         self._seen = -1
         self._number = int(time.time() * 1000)  # ahead of whatever an earlier process has told
@@ -316,6 +318,12 @@ class SessionManager:
 
         return portable.export_job(self, owner, job_id, target)
 
+    def admit_job(self, owner: str, num_bytes: int) -> None:
+        """Raise RestoreError unless `owner` may bring in a job of that size."""
+        self._require_room(owner, 1)
+        self._require_bytes(owner, num_bytes)
+        self.storage.require_space(num_bytes)
+
     def admit_archive(self, owner: str, num_bytes: int) -> None:
         """Raise RestoreError unless `owner` may import an archive of that size."""
         self._require_room(owner, 1)
@@ -358,6 +366,7 @@ class SessionManager:
             except RestoreError as error:  # somebody has queued or removed it meanwhile
                 log.info("job %s stays: %s", resting.id, error)
         self.storage.empty_trash()
+        self.storage.release_old_holds()
         keep = {folder for _, _, folder in self.storage.job_folders() if _is_ours(folder)}
         removed = self.storage.remove_older_than(self.limits.keep_s, keep)
         if num_expired or removed:

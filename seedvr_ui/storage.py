@@ -4,6 +4,7 @@
     <data>/sessions/<session>/jobs/<job>/          manifest.json, source/, work/, result/, preview files, thumbnail
     <data>/sessions/<session>/exports/<job>/       the archive of a job, made to be fetched; imports/: come in
     <data>/trash/                                  folders on their way out: renamed at once, deleted when there is time
+    <data>/moving/                                 files of jobs on their way out or in
     <data>/gradio/                                 Gradio's own temporary files
 
 Ids are 128 random bits in hex and are checked before they become a path, so no request can name another folder.
@@ -28,6 +29,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 _MAX_NAME_BYTES = 160
 _RESERVED_BYTES = 256 * 2**20
+_MOVING_S = 3 * 86400.0
 
 
 def default_data() -> Path:
@@ -162,6 +164,24 @@ class Storage:
             raise ValueError(f"{folder} is outside of {self._sessions}")
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, self._trash / f"{folder.name}-{secrets.token_hex(4)}")
+
+    def new_hold(self) -> Path:
+        """A new folder for a job on its way; on the same file system, so that it can be moved and linked."""
+        folder = self.root / "moving" / new_id()
+        folder.mkdir(parents=True)
+        return folder
+
+    def release_hold(self, folder: Path) -> None:
+        """Remove what is left in a folder that `new_hold` made."""
+        if folder.parent != self.root / "moving":
+            raise ValueError(f"{folder} is no folder of a job on its way")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def release_old_holds(self) -> None:
+        """Remove what processes left that ended while a job was on its way."""
+        for folder in _folders(self.root / "moving"):
+            if max(_times([folder]), default=0.0) < time.time() - _MOVING_S:
+                self.release_hold(folder)
 
     def empty_trash(self) -> None:
         """Delete what was thrown away."""

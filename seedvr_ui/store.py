@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, delete, func, select, update
 
 from inference.errors import RestoreError
 from inference.progress import Progress
+from inference.units import finished_units
 from seedvr_ui import manifest, rows
 from seedvr_ui.database import Database
 from seedvr_ui.holder import is_gone, new_holder
 from seedvr_ui.jobs import FINISHED, Job, JobStatus, StateError, Wish
-from seedvr_ui.storage import Storage
+from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.tables import JOBS, STATE
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ LEASE_S = 30.0
 _NEW_S = 60.0
 
 Edit = Callable[[Job], Job]
+_Seen = TypeVar("_Seen")
 
 
 class UnknownJobError(RestoreError):
@@ -151,6 +154,37 @@ class Store:
         if job is None:
             raise UnknownJobError()
 
+    def look(self, job_id: str, owner: str, read: Callable[[Job], _Seen]) -> _Seen:
+        """What `read` makes of a job and its folder while nobody can change it. Raises UnknownJobError."""
+        with self._write() as connection:
+            job = self._locked(connection, job_id, owner)
+            if job is not None:
+                return read(job)
+        raise UnknownJobError()
+
+    def settle(self, job: Job) -> Job:
+        """Move a whole job from where it lies to its place here, all of it or nothing; under another id if need be."""
+        moved: Path | None = None
+        try:
+            with self._write() as connection:
+                rows.bump(connection)  # all writers wait for this row, so nobody else takes the id meanwhile
+                is_taken = connection.execute(select(JOBS.c.id).where(JOBS.c.id == job.id)).first() is not None
+                if is_taken or self._storage.job_folder(job.owner, job.id).exists():
+                    job = replace(job, id=new_id())
+                folder = self._storage.job_folder(job.owner, job.id)
+                stamp = manifest.write(job)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(job.folder, folder)
+                moved = folder
+                manifest.sync_folder(folder.parent)
+                settled = manifest.from_document(manifest.to_document(job), folder)
+                rows.upsert(connection, [(settled, stamp)])
+        except BaseException:
+            if moved is not None:
+                self._storage.throw_away(moved)
+            raise
+        return settled
+
     # --- the queue ---
 
     def claim(self) -> Job | None:
@@ -203,7 +237,7 @@ class Store:
                 if not self._is_left(row) or (job := self._truth(connection, row)) is None:
                     continue
                 if job.status is JobStatus.RUNNING:
-                    job = job.interrupt("the process that did it has ended")
+                    job = job.abandon(sum(unit.num_frames for unit in finished_units(job.work)))
                 if job.status is JobStatus.INTERRUPTED:
                     job = job.go_on()
                     self._put(connection, job)
