@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from seedvr_ui import sessions
-from seedvr_ui.access import COOKIE, Access, SessionCookie
+from seedvr_ui.access import COOKIE, Access
 from seedvr_ui.api import add_api
 from seedvr_ui.archives import Archives
+from seedvr_ui.gate import Gate
 from seedvr_ui.jobs import JobStatus
 from seedvr_ui.operations import Operations
 from seedvr_ui.sessions import Limits, SessionManager
@@ -28,7 +29,7 @@ Client = TestClient
 
 def make_app(manager: SessionManager, access: Access | None = None) -> FastAPI:
     app, access = FastAPI(docs_url=None, openapi_url=None), access or Access()
-    app.add_middleware(SessionCookie, access=access)
+    app.add_middleware(Gate, access=access)
     operations = Operations(manager, {"engine": {"weights": "/secret/weights"}})
     add_api(app, operations, access, Transfers(manager.uploads), Archives(manager))
     return app
@@ -83,7 +84,7 @@ def test_a_file_goes_in_becomes_a_job_and_its_result_comes_out(
     assert [change["status"] for change in detail["history"]] == ["queued", "running", "succeeded"]
     assert "weights" not in detail["settings"]["engine"]
     assert detail["owner"] == ""
-    assert manager.jobs(manager.owner_of(job["id"]))[0].is_seen
+    assert manager.jobs(manager.store.job(job["id"]).owner)[0].is_seen
 
 
 def test_a_bad_file_is_refused_with_its_sentence_and_leaves_nothing(client: Client) -> None:
@@ -186,7 +187,7 @@ def test_lists_are_filtered_searched_paged_and_in_the_order_of_the_page(
         return [job["id"] for job in client.get("jobs", params=query).json()["jobs"]]
 
     assert ids() == [jobs[2], jobs[3], jobs[1], jobs[0]]
-    assert ids() == [job.id for job in manager.jobs(manager.owner_of(jobs[0]))]
+    assert ids() == [job.id for job in manager.jobs(manager.store.job(jobs[0]).owner)]
     assert ids(status=["paused", "cancelled"]) == [jobs[1], jobs[0]]
     assert ids(search="CLIP3") == [jobs[3]]
     assert ids(limit=2, offset=1) == [jobs[3], jobs[1]]
