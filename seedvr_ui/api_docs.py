@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 _MAX_DEPTH = 6
@@ -17,6 +18,7 @@ def to_page(document: Mapping[str, Any]) -> str:
     """The HTML page of an OpenAPI `document`."""
     folder = Path(__file__).with_name("templates")
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    environment.filters["prose"] = _prose
     groups: dict[str, list[dict[str, Any]]] = {}
     for operation in _operations(document):
         groups.setdefault(operation["tag"], []).append(operation)
@@ -27,6 +29,14 @@ def to_page(document: Mapping[str, Any]) -> str:
     ]
     page = environment.get_template("api.html")
     return page.render(info=document["info"], groups=groups, models=models)
+
+
+def _prose(text: str) -> Markup:
+    """`text` as HTML, with what stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in parts
+    )
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -58,7 +68,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "example": json.dumps(example, indent=2, ensure_ascii=False) if isinstance(example, dict) else "",
                 "responses": [
                     {"code": code, "about": answer.get("description", ""), "model": _model(answer)}
-                    for code, answer in found.get("responses", {}).items()
+                    for code, answer in sorted(found.get("responses", {}).items())
                 ],
             }
 
