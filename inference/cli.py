@@ -51,6 +51,7 @@ class Benchmark(StrEnum):
     GPU = "gpu"
     STORE = "store"
     CHAOS = "chaos"
+    CANCEL = "cancel"
 
 
 def _settings_help() -> str:
