@@ -251,8 +251,9 @@ class UnitStore:
                 bookmark = replace(bookmark, state_bytes=state.stat().st_size, state_sha256=sha256_of_file(state))
             values = {"unit": {**asdict(unit), "path": path.name}, "bookmark": asdict(bookmark)}
             write_bytes(self._path(number, _RECORD), json.dumps(values, indent=1).encode())
-            self._path(number - _STATES_KEPT, _STATE).unlink(missing_ok=True)
         self._records.append(_Record(unit, bookmark))
+        with self._disk_errors():
+            self._remove_old_states()
         return unit
 
     def step_back(self) -> None:
@@ -291,13 +292,19 @@ class UnitStore:
             return False
 
     def _remove_from(self, number: int) -> None:
-        """Remove the files of unit `number` and later ones, states that nobody needs, and everything unfinished."""
+        """Remove the files of unit `number` and later ones, all but the latest states, and everything unfinished."""
         files = [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
         for path in sorted(files, key=lambda path: path.suffix != _RECORD):  # without its record a unit is not there
             is_plan = path.name == _PLAN
-            old_state = path.suffix == _STATE and int(path.stem) < number - _STATES_KEPT
-            if path.suffix == PART_SUFFIX or old_state or (not is_plan and int(path.stem) >= number):
+            if path.suffix == PART_SUFFIX or (not is_plan and int(path.stem) >= number):
                 path.unlink(missing_ok=True)
+        self._remove_old_states()
+
+    def _remove_old_states(self) -> None:
+        """Keep the latest states only. Not every unit has one, see `inference.resume`."""
+        states = sorted(path for path in self.folder.glob(f"*{_STATE}") if _OURS.fullmatch(path.name))
+        for path in states[:-_STATES_KEPT]:
+            path.unlink(missing_ok=True)
 
     def _refuse_foreign_files(self) -> None:
         for path in self.folder.iterdir():

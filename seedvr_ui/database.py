@@ -163,11 +163,12 @@ class UnknownRevisionError(Exception):
 
 def migrate(connection: Connection, revision: str = HEAD) -> None:
     """Bring the tables to `revision` within the caller's transaction."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # our own line says it; it talks when it is imported
+
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # our own line says it
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("path_separator", "os")
