@@ -51,6 +51,7 @@ _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/s
 _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
 _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
+_KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
 
@@ -195,6 +196,7 @@ def main(
     *,
     root_path: str = "",
     keep_days: float = DEFAULT_KEEP_DAYS,
+    keep_gb: float = 0,
     price_per_hour: str = "",
     folder: Path | None = None,
     accounts: Path | None = None,
@@ -213,7 +215,7 @@ def main(
         data,
         engine,
         root_path=root_path,
-        limits=Limits(keep_s=keep_days * 86400),
+        limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
         price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
         folder=folder or default_folder(),
         access=access,
@@ -265,6 +267,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
+    parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")
     return {**values, "engine": load_settings({"engine.weights": weights}).engine}
