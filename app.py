@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,11 +23,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: n
 from fastapi import FastAPI
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
-from inference.errors import CheckpointError
+from inference.errors import CheckpointError, RestoreError
 from inference.locate import check_weights_folder, locate
 from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.worker import Worker
+from seedvr_ui.access import Access
+from seedvr_ui.admission import make_access
 from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
@@ -35,8 +38,9 @@ from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
-from seedvr_ui.storage import Storage
+from seedvr_ui.storage import Storage, default_data
 from seedvr_ui.transfers import Transfers
+from seedvr_ui.webhook import Webhook, end_record
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +49,15 @@ DEFAULT_KEEP_DAYS = 7.0
 _SHUTDOWN_LIMIT_S = 2
 _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/share/seedvr)"
 _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
+_ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
+_NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
+_KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
 
 _PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
+_WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
-
-
-def default_data() -> Path:
-    """The data folder: SEEDVR_DATA, else below the user's home."""
-    return Path(os.environ.get("SEEDVR_DATA") or "~/.local/share/seedvr").expanduser()
 
 
 def default_folder() -> Path | None:
@@ -70,10 +73,14 @@ def create_app(
     limits: Limits | None = None,
     price: Price | None = None,
     folder: Path | None = None,
+    access: Access | None = None,
+    webhook: str = "",
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
     `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
+    Without `access` nobody has to sign in, which is for loopback addresses only; `main` decides by the address.
+    `webhook` is the address that is told when a job ends.
     """
     engine = engine or EngineSettings()
     storage = Storage(data)
@@ -90,7 +97,19 @@ def create_app(
         calibration.close()
         worker.kill()
 
-    return assemble(manager, engine, transfers, forecast, price, root_path=root_path, on_stop=stop)
+    secret = os.environ.get("SEEDVR_WEBHOOK_SECRET", "")
+    teller = Webhook(manager, webhook, secret, root_path) if webhook else None
+    return assemble(
+        manager,
+        engine,
+        transfers,
+        forecast,
+        price,
+        root_path=root_path,
+        access=access,
+        webhook=teller,
+        on_stop=stop,
+    )
 
 
 def assemble(
@@ -101,15 +120,20 @@ def assemble(
     price: Price | None = None,
     *,
     root_path: str = "",
+    access: Access | None = None,
+    webhook: Webhook | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
     import gradio as gr
 
-    from seedvr_ui.access import Access
+    from seedvr_ui.api import add_api
+    from seedvr_ui.archives import Archives
+    from seedvr_ui.client_api import ClientApi
     from seedvr_ui.handlers import Handlers
     from seedvr_ui.layout import HEAD, build_ui, make_theme
     from seedvr_ui.media_routes import add_media_routes
+    from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
 
@@ -117,24 +141,35 @@ def assemble(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
         transfers.start()
+        if webhook is not None:
+            webhook.start()
+        else:
+            end_record(manager.storage.root)
         yield
+        if webhook is not None:
+            webhook.close()
         transfers.close()
         parts.close()
+        archives.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
 
     app = FastAPI(title="SeedVR Studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    access = Access()
+    access = access or Access(path=root_path)
+    manager.engine = to_dict(engine)
+    operations = Operations(manager, {"engine": to_dict(engine)})
+    archives = Archives(manager)
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access, transfers)
-    add_page_routes(app, manager, access, Snapshots(manager, lambda: display))
+    add_page_routes(app, manager, access, Snapshots(manager, lambda: display, access.name_of))
     add_media_routes(app, manager, access, parts)
+    add_api(app, operations, access, transfers, archives)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
-        build_ui(handlers, model_choices(engine.model)),
+        build_ui(handlers, model_choices(engine.model), ClientApi(operations, access)),
         path="/",
         theme=make_theme(),
         head=HEAD,
@@ -161,22 +196,42 @@ def main(
     *,
     root_path: str = "",
     keep_days: float = DEFAULT_KEEP_DAYS,
+    keep_gb: float = 0,
     price_per_hour: str = "",
     folder: Path | None = None,
+    accounts: Path | None = None,
+    is_login_off: bool = False,
+    webhook: str = "",
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds."""
+    """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds.
+
+    Who has to sign in is decided by `host`, see `make_access`.
+    """
     import uvicorn
 
+    data = data or default_data()
+    access = make_access(host, data, accounts, root_path=root_path, is_login_off=is_login_off, tell=_tell)
     app = create_app(
-        data or default_data(),
+        data,
         engine,
         root_path=root_path,
-        limits=Limits(keep_s=keep_days * 86400),
+        limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
         price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
         folder=folder or default_folder(),
+        access=access,
+        webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
     )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S)
+    # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S, proxy_headers=True
+    )  # fmt: skip
+
+
+def _tell(text: str) -> None:
+    """Something for the terminal and no log."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def _download_bytes(weights: str, model: str) -> int:
@@ -208,7 +263,11 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--weights", default="", help="folder with model files")
     parser.add_argument("--root-path", default="", help="path below which a proxy serves the page")
     parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
+    parser.add_argument("--accounts", type=Path, help=_ACCOUNTS_HELP)
+    parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
+    parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
+    parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")
     return {**values, "engine": load_settings({"engine.weights": weights}).engine}
@@ -216,4 +275,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    main(**_parse(None))
+    try:
+        main(**_parse(None))
+    except RestoreError as error:
+        sys.exit(str(error))

@@ -176,7 +176,8 @@ def run_chaos(folder: Path, num_jobs: int, num_kills: int, seed: int) -> dict[st
 
 
 def _retry_failed(manager: SessionManager, owner: str) -> int:
-    failed = [job for job in manager.jobs(owner) if job.status is JobStatus.FAILED]
+    stuck = (JobStatus.FAILED, JobStatus.PAUSED)  # paused: the queue was killed three times at the same frame
+    failed = [job for job in manager.jobs(owner) if job.status in stuck]
     for job in failed:
         manager.retry(owner, job.id)
     return len(failed)

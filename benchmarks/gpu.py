@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu_accuracy import MAX_RATIO, compare
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import measure_job
 from inference.budget import Budget, Need, plan_budget, predict
@@ -249,7 +250,7 @@ def limit_memory(device: torch.device, memory: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; 2 with one sentence when there is no CUDA card."""
+    """Run the benchmark; 1 when the fast path is too far off, 2 with one sentence when there is no CUDA card."""
     parser = argparse.ArgumentParser(prog="seedvr bench gpu", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="seedvr2-3b", choices=[name for name in CONFIGS if name != "nano"])
     parser.add_argument("--size", default="1280x720", help="size of the result (default: %(default)s)")
@@ -260,6 +261,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card with so much to use")
     parser.add_argument("--job-seconds", type=float, default=10, help="length of the whole job, 0: none (%(default)g)")
     parser.add_argument("--clip", type=Path, help="video for the whole job (default: a clip of the test material)")
+    parser.add_argument("--accuracy", action="store_true", help="compare with float32 first; fail if it is too far off")
     parser.add_argument("--baseline", action="store_true", help="run the plain PyTorch path too, and print the ratio")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
@@ -276,6 +278,13 @@ def main(argv: Sequence[str]) -> int:
         dit, vae = DiT(dit_config), VideoVAE(vae_config)
     randomize(dit, device, dtype)
     randomize(vae, device, dtype)
+    text = torch.randn(TEXT_TOKENS, dit_config.text_width, device=device, dtype=dtype)
+    accuracies = compare(dit, vae, text) if arguments.accuracy else []
+    if accuracies:
+        with torch.device("meta"):
+            vae = VideoVAE(vae_config)  # the plain path is measured with a network that was not prepared
+        randomize(vae, device, dtype)
+    torch.cuda.empty_cache()
     memory = None if arguments.memory is None else int(arguments.memory * 2**30)
     stages, budget = measure_both(
         dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline, memory=memory
@@ -289,7 +298,6 @@ def main(argv: Sequence[str]) -> int:
         f"{arguments.frames / result['total_ms'] * 1e3:.2f} frames/s without reading and writing of files."
     )
     if arguments.job_seconds:
-        text = torch.randn(TEXT_TOKENS, dit_config.text_width, device=device, dtype=dtype)
         job = measure_job(arguments.model, dit, vae, text, height, arguments.job_seconds, arguments.clip)
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in job.seconds.items())
         body += (
@@ -297,11 +305,21 @@ def main(argv: Sequence[str]) -> int:
             f" {job.frames_per_second:.2f} frames/s, {100 * job.share:.0f} % of what its networks reach alone ({parts})"
         )
         result["job"] = {**asdict(job), "frames_per_second": job.frames_per_second, "share": job.share}
+    if accuracies:
+        rows = [
+            [a.stage, "x".join(map(str, a.size)), f"{a.plain:.2e}", f"{a.fast:.2e}", f"{a.ratio:.2f}"]
+            for a in accuracies
+        ]
+        body += (
+            "\n\nRelative L2 distance to the float32 plain path; the fast path may have"
+            f" {MAX_RATIO} times that of the plain one.\n\n{table(['stage', 'TxHxW', 'plain', 'fast', 'ratio'], rows)}"
+        )
+        result["accuracy"] = [{**asdict(a), "ratio": a.ratio} for a in accuracies]
     about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
     values = {**about, "frames": arguments.frames, "memory_gib": arguments.memory, "plan": asdict(budget), **result}
     title = f"{arguments.model} on {result['card']}"
     publish("gpu", title, body, values, arguments.results if arguments.save else None)
-    return 0
+    return int(any(accuracy.ratio > MAX_RATIO for accuracy in accuracies))
 
 
 def describe(stages: list[Stage], limits: tuple[float, float], device: torch.device) -> tuple[str, dict[str, Any]]:

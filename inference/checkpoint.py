@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inference.catalogue import ModelEntry, Part, find_model
 from inference.download import model_files
-from inference.durable import sha256_of_ends
+from inference.durable import sha256_of_samples
 from inference.errors import CheckpointError
 from inference.state_file import open_state, open_tensor
 from inference.verify import ReportBytes
@@ -97,7 +97,7 @@ def load_entry(
 
 
 def _fingerprint(paths: Mapping[Part, Path]) -> str:
-    return " ".join(f"{part}:{sha256_of_ends(path)}" for part, path in sorted(paths.items()))
+    return " ".join(f"{part}:{sha256_of_samples(path)}" for part, path in sorted(paths.items()))
 
 
 def load_dit(

@@ -1,4 +1,4 @@
-"""The command line: `seedvr restore | plan | serve | parity | bench | models | convert`.
+"""The command line: `seedvr restore | plan | jobs | serve | accounts | parity | bench | models | convert`.
 
 A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
 torch import it when they run, so that `--help` is quick.
@@ -51,6 +51,7 @@ class Benchmark(StrEnum):
     GPU = "gpu"
     STORE = "store"
     CHAOS = "chaos"
+    CANCEL = "cancel"
 
 
 def _settings_help() -> str:
@@ -131,6 +132,11 @@ def serve(
     root_path: Annotated[str, typer.Option(help="Path under which a proxy shows the app.")] = "",
     price_per_hour: Annotated[str, typer.Option(help="What an hour costs, to be shown, such as '0.79 USD'.")] = "",
     folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
+    accounts: Annotated[Path | None, typer.Option(help="File of accounts; see `seedvr accounts`.")] = None,
+    no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
+    webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
+    keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
+    keep_gb: Annotated[float, typer.Option(help="Delete the oldest when all take more; 0: no limit.", min=0)] = 0,
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
@@ -138,8 +144,28 @@ def serve(
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
-            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder
+            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
+            accounts=accounts, is_login_off=no_login, webhook=webhook, keep_days=keep_days, keep_gb=keep_gb,
         )  # fmt: skip
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def accounts(context: typer.Context) -> None:
+    """Add, list and remove the people who may sign in to the browser app: add, password, list, remove."""
+    with _user_errors():
+        _project_module("seedvr_ui.account_commands").app(context.args, prog_name="seedvr accounts")
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)  # fmt: skip
+def jobs(context: typer.Context) -> None:
+    """Jobs of a server: list, show, submit, pause, resume, cancel, retry, export, import, reindex."""
+    with _user_errors():
+        _project_module("seedvr_ui.job_commands").run(context.args)
 
 
 @app.command()

@@ -6,6 +6,7 @@ RestoreError                  str(error) is one sentence for the user, with the 
 ├── CheckpointError           weights are missing, corrupt, or their keys do not match
 ├── DeviceMemoryError         the device ran out of memory; names the setting to lower
 ├── DiskFullError             a file could not be written for lack of space; the job can go on when there is some
+├── FolderInUseError          another process works in the work folder; the job can go on when that one has ended
 ├── WorkerDiedError           the process that did the job has ended
 └── CancelledError            the user stopped the job
 
@@ -41,6 +42,10 @@ class DiskFullError(RestoreError):
     """There is no space left where the job writes."""
 
 
+class FolderInUseError(RestoreError):
+    """Another process works in the work folder of this job."""
+
+
 class WorkerDiedError(RestoreError):
     """The worker process ended during the job, through no fault that it could name."""
 
@@ -61,6 +66,7 @@ _KINDS: dict[str, type[RestoreError]] = {
         CheckpointError,
         DeviceMemoryError,
         DiskFullError,
+        FolderInUseError,
         WorkerDiedError,
         CancelledError,
     )  # fmt: skip

@@ -39,14 +39,14 @@ from inference.media.target import check_target
 from inference.media.writer import EncodeParameters, SegmentWriter
 from inference.offload import offloaded
 from inference.progress import Stage
-from inference.resume import Start, TakenFrames, go_on, identify_job, keep_unit
+from inference.resume import Start, StateSchedule, TakenFrames, go_on, identify_job, keep_unit
 from inference.settings import RestoreSettings
 from inference.shot import ShotPlan, ShotStream, restore_shot
 from inference.shot_state import ShotState
 from inference.sizes import Size, padded_size, target_size
 from inference.tracker import Tracker, Work
 from inference.transforms import to_pictures
-from inference.units import UnitStore
+from inference.units import UnitStore, sole_use
 
 _UNIT_SECONDS = {"cpu": 2, "cuda": 10}
 _LEAST_UNIT_FRAMES = 24
@@ -186,7 +186,7 @@ def restore_video(
     job: Job, models: Models, plan: ShotPlan, tracker: Tracker, work: Path | None, frames_per_unit: int
 ) -> Result:
     """A video: every frame of every shot once, encoded in units, then joined with the source's sound."""
-    with nullcontext(work) if work is not None else _work_folder(job.target) as folder:
+    with _kept_folder(work, tracker) if work is not None else _work_folder(job.target) as folder:
         identity = identify_job(job.source, job.restore, job.size, models, frames_per_unit)
         store = UnitStore(folder, identity, {"budget": asdict(plan.budget)}, tracker.check)
         plan = replace(plan, budget=Budget(**store.choices["budget"]))
@@ -240,7 +240,7 @@ class _Video:
         is_kept: bool,
     ) -> None:
         self._models, self._plan, self._tracker, self._store = models, plan, tracker, store
-        self._frames_per_unit, self._is_kept = frames_per_unit, is_kept
+        self._frames_per_unit, self._schedule = frames_per_unit, StateSchedule() if is_kept else None
         encode = job.restore.encode
         self._parameters = EncodeParameters.for_source(job.info, job.size, encode.quality, encode.preset.value)
 
@@ -254,7 +254,7 @@ class _Video:
             slices = stream.slices(taken.follow(frames))
             for pictures in slices:
                 num_frames = self._write_segment(chain([pictures], slices), taken)
-                keep_unit(self._store, shot, num_frames, stream.state, taken, start.detector, is_kept=self._is_kept)
+                keep_unit(self._store, shot, num_frames, stream.state, taken, start.detector, schedule=self._schedule)
                 self._tracker.finish_unit()
             first_frame += stream.state.taken
             state, taken = None, TakenFrames()
@@ -335,6 +335,13 @@ def _publish(folder: Path, target: Path, tracker: Tracker) -> None:
     tracker.check()
     with writing(target):
         os.replace(folder / target.name, target)
+
+
+@contextmanager
+def _kept_folder(work: Path, tracker: Tracker) -> Iterator[Path]:
+    """The work folder of a job that goes on later, for this process alone."""
+    with sole_use(work, tracker.check):
+        yield work
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -37,8 +38,14 @@ from inference.units import Bookmark, Check, Unit, UnitStore, identify_source
 
 log = logging.getLogger(__name__)
 
-_MAX_STATE_BYTES = 2 * 2**30
-"""Larger states are not saved: writing one would take longer than the unit. Then a shot is begun again as a whole."""
+_SMALL_STATE_BYTES = 2 * 2**30
+"""States up to this size are saved after every unit, larger ones (of the released models) as `StateSchedule` says."""
+
+_SHARE = 0.1
+"""Of the time since the last state was saved that writing a large one may take."""
+
+_FIRST_RATE = 1e9
+"""Bytes per second of the disk, until it was measured."""
 
 _SPARE_DISK = 4
 """A state is saved only where the disk has room for so many of it: the result matters more."""
@@ -143,6 +150,30 @@ def go_on(
     return Start(reader=FrameReader(source, info, check=check), detector=fresh)
 
 
+class StateSchedule:
+    """Decides after which units the state of a shot is saved; a crash costs the units since then.
+
+    A large one takes long to write. It is due when that takes a small share of the time that a crash would cost by now.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._rate, self._saved_at = clock, _FIRST_RATE, clock()
+
+    def save(self, state: ShotState, path: Path) -> None:
+        """Save the state to `path` if that is due and the disk has room. Raises MediaError."""
+        size = state.num_bytes
+        started = self._clock()
+        if size > _SMALL_STATE_BYTES and size / self._rate > _SHARE * (started - self._saved_at):
+            return
+        if shutil.disk_usage(path.parent).free < _SPARE_DISK * size:
+            log.info("the disk has no room for the state of the shot (%.1f GB)", size / 1e9)
+            return
+        with writing(path):
+            save_state(state, path)
+        self._saved_at = self._clock()
+        self._rate = size / max(1e-3, self._saved_at - started)
+
+
 def keep_unit(
     store: UnitStore,
     shot: int,
@@ -151,17 +182,16 @@ def keep_unit(
     taken: TakenFrames,
     detector: ShotDetector | None,
     *,
-    is_kept: bool,
+    schedule: StateSchedule | None,
 ) -> Unit:
     """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
 
-    Of what only a later process needs, nothing is written unless `is_kept`; after a shot this process may go on, too.
+    Without a `schedule` nothing is written that only a later process needs; after a shot this process may go on, too.
     """
-    if not is_kept and not state.is_over:
+    if schedule is None and not state.is_over:
         return store.add(shot, num_frames, Bookmark(ends_shot=False, num_frames=0, fingerprint=""))
-    if not state.is_over and _is_worth_keeping(state, store.folder):
-        with writing(store.next_state):
-            save_state(state, store.next_state)
+    if schedule is not None and not state.is_over:
+        schedule.save(state, store.next_state)
     frames = taken.to_read_again
     bookmark = Bookmark(
         ends_shot=state.is_over,
@@ -170,14 +200,6 @@ def keep_unit(
         recent=() if detector is None else detector.recent,
     )
     return store.add(shot, num_frames, bookmark)
-
-
-def _is_worth_keeping(state: ShotState, folder: Path) -> bool:
-    size = state.num_bytes
-    if size > _MAX_STATE_BYTES or shutil.disk_usage(folder).free < _SPARE_DISK * size:
-        log.info("the state of the shot (%.1f GB) is not saved; a crash costs the shot", size / 1e9)
-        return False
-    return True
 
 
 def _read_again(

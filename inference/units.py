@@ -7,21 +7,28 @@
 
 Every file is complete or not there (`inference.durable`), so a process may die at any moment: what it was writing is
 removed and done again. Units follow each other without gaps, in the order of their numbers.
+
+Who works in the folder holds a lock, the file `NAME.lock` beside it. It is not inside, so that it still keeps an older
+process out when the folder was removed and made anew; the system frees it when its process ends, in whatever way.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inference.durable import PART_SUFFIX, sha256_of_ends, sha256_of_file, write_bytes
-from inference.errors import MediaError
+from filelock import FileLock, Timeout
+
+from inference.durable import PART_SUFFIX, sha256_of_file, sha256_of_samples, write_bytes
+from inference.errors import FolderInUseError, MediaError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,10 @@ _PLAN = "plan.json"
 _SEGMENT, _STATE, _RECORD = ".nut", ".state", ".json"
 _OURS = re.compile(r"(plan\.json|\d{6,}\.(nut|state|json))(\.part)?")
 _STATES_KEPT = 2
+_LOCK_WAIT_S = 30.0
+_LOCK_POLL_S = 0.1
+
+_FINISHED_FILE = re.compile(r"plan\.json|\d{6,9}\.(nut|state|json)")
 
 Check = Callable[[], None]
 """Called now and then; may raise to stop."""
@@ -91,14 +102,64 @@ def intact_units(work: Path, check: Check | None = None) -> tuple[Unit, ...]:
     return tuple(record.unit for record in _records(work, lambda unit: _is_intact(unit, check)))
 
 
+def is_unit_file(name: str) -> bool:
+    """Whether a complete file of a work folder may have this name."""
+    return _FINISHED_FILE.fullmatch(name) is not None
+
+
 def identify_source(source: Path) -> dict[str, Any]:
-    """Tells a source file from another one, and from itself after a change."""
+    """Tells a source file from another one, and from itself after a change; a copy elsewhere is the same source."""
     try:
-        return {"modified_ns": source.stat().st_mtime_ns, "ends": sha256_of_ends(source)}
+        return {"num_bytes": source.stat().st_size, "samples": sha256_of_samples(source)}
     except OSError as error:
         raise MediaError(
             f"'{source.name}' cannot be opened ({error.strerror}); check that it is still there."
         ) from error
+
+
+@contextmanager
+def sole_use(work: Path, check: Check | None = None, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
+    """The right to work in the folder `work`, which need not be there yet. One process at a time has it.
+
+    A process that is on its way out gets `wait_s` seconds. Raises FolderInUseError after them, and what `check` raises.
+    """
+    path = work.with_name(f"{work.name}.lock")
+    held: list[int] = []
+    lock = FileLock(  # a soft lock would outlive a killed process
+        path, timeout=0, fallback_to_soft=False, on_acquired=lambda descriptor: held.append(os.fstat(descriptor).st_ino)
+    )  # fmt: skip
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            lock.acquire()
+            if _inode(path) == held[-1]:
+                break
+            lock.release()  # of a file that the one before us has removed meanwhile
+        except Timeout:
+            if check is not None:
+                check()
+            if time.monotonic() >= deadline:
+                raise FolderInUseError(
+                    "Another process still works on this job, so it waits; end that process, then let it go on."
+                ) from None
+            time.sleep(_LOCK_POLL_S)
+        except OSError as error:
+            raise MediaError(
+                f"The work folder '{work}' cannot be locked ({error.strerror or error}); choose one on another disk."
+            ) from error
+    try:
+        yield
+    finally:
+        if not work.exists():
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def read_plan(work: Path) -> dict[str, Any] | None:
@@ -190,8 +251,9 @@ class UnitStore:
                 bookmark = replace(bookmark, state_bytes=state.stat().st_size, state_sha256=sha256_of_file(state))
             values = {"unit": {**asdict(unit), "path": path.name}, "bookmark": asdict(bookmark)}
             write_bytes(self._path(number, _RECORD), json.dumps(values, indent=1).encode())
-            self._path(number - _STATES_KEPT, _STATE).unlink(missing_ok=True)
         self._records.append(_Record(unit, bookmark))
+        with self._disk_errors():
+            self._remove_old_states()
         return unit
 
     def step_back(self) -> None:
@@ -242,13 +304,19 @@ class UnitStore:
             return False
 
     def _remove_from(self, number: int) -> None:
-        """Remove the files of unit `number` and later ones, states that nobody needs, and everything unfinished."""
+        """Remove the files of unit `number` and later ones, all but the latest states, and everything unfinished."""
         files = [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
         for path in sorted(files, key=lambda path: path.suffix != _RECORD):  # without its record a unit is not there
             is_plan = path.name == _PLAN
-            old_state = path.suffix == _STATE and int(path.stem) < number - _STATES_KEPT
-            if path.suffix == PART_SUFFIX or old_state or (not is_plan and int(path.stem) >= number):
+            if path.suffix == PART_SUFFIX or (not is_plan and int(path.stem) >= number):
                 path.unlink(missing_ok=True)
+        self._remove_old_states()
+
+    def _remove_old_states(self) -> None:
+        """Keep the latest states only. Not every unit has one, see `inference.resume`."""
+        states = sorted(path for path in self.folder.glob(f"*{_STATE}") if _OURS.fullmatch(path.name))
+        for path in states[:-_STATES_KEPT]:
+            path.unlink(missing_ok=True)
 
     def _refuse_foreign_files(self) -> None:
         for path in self.folder.iterdir():
@@ -278,7 +346,7 @@ def _records(work: Path, is_sound: Callable[[Unit], bool]) -> Iterator[_Record]:
     for number in range(10**9):
         try:
             values = json.loads((work / f"{number:06d}{_RECORD}").read_bytes())
-            unit = Unit(**{**values["unit"], "path": work / values["unit"]["path"]})
+            unit = Unit(**{**values["unit"], "path": work / f"{number:06d}{_SEGMENT}"})
             bookmark = Bookmark(**{**values["bookmark"], "recent": tuple(values["bookmark"]["recent"])})
             if (unit.number, unit.first_frame) != (number, stop) or not is_sound(unit):
                 return

@@ -139,21 +139,21 @@ def unfold(grid: Tensor, bias: Tensor, num_phases: int, num_groups: int, out: Te
 
 
 def picture_in(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """A causal 3x3x3 convolution of pictures, ``x`` (2 + T, H, W, 4), with its bias: (T, H, W, C) and moments.
+    """A causal 3x3x3 convolution of pictures, ``x`` (2 + T, 3, H, W), with its bias: (T, H, W, C) and moments.
 
-    ``weight`` is (C, 4, 3, 3, 3).
+    ``weight`` is (C, 3, 3, 3, 3).
     """
     channels = len(weight)
-    frames, height, width = x.shape[0] - 2, x.shape[1], x.shape[2]
+    frames, height, width = x.shape[0] - 2, x.shape[2], x.shape[3]
     like = x.new_empty((1, 1, 1, channels))
     if x.is_meta:
-        return x.new_empty(frames, height, width, channels), _no_moments(x, num_groups)
+        return x.new_empty(frames, height, width, channels), _no_moments(x[2:], num_groups)
     if not _takes(like, num_groups) or channels < 16:
-        out = F.conv3d(x.permute(3, 0, 1, 2)[None], weight, None, padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
+        out = F.conv3d(x.transpose(0, 1)[None], weight, None, padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
         return add(out.contiguous(), bias, None, num_groups)
     from models.kernels import frames as kernels
 
-    taps = F.pad(weight.permute(2, 3, 4, 1, 0).reshape(-1, channels), (0, 0, 0, 128 - 27 * 4)).contiguous()
+    taps = F.pad(weight.permute(2, 3, 4, 1, 0).reshape(-1, channels), (0, 0, 0, 128 - 27 * 3)).contiguous()
     out = x.new_empty(frames, height, width, channels)
     blocks = _ceil_div(height * width, _PICTURE_TILE * _LOOP)
     partial = torch.empty(frames, 3, num_groups, blocks, dtype=torch.float32, device=x.device)

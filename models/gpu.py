@@ -389,7 +389,7 @@ class FastEncoder:
         self.num_groups = encoder.conv_norm_out.num_groups
         conv = encoder.conv_in
         assert conv.bias is not None
-        self.weight_in, self.bias_in = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, 0, 0, 1)), conv.bias.detach()
+        self.weight_in, self.bias_in = conv.weight.detach(), conv.bias.detach()
         self.blocks: list[Resnet | Down | Mid] = []
         for block in cast("Sequence[DownBlock]", encoder.down_blocks):
             resnets = [Resnet(resnet) for resnet in cast("Sequence[ResnetBlock]", block.resnets)]
@@ -428,9 +428,8 @@ class FastEncoder:
     def _enter(self, video: Tensor, stream: BufferStream) -> tuple[Tensor, Tensor]:
         """All that is done at full size, and the first downsampling, which is one of space alone."""
         frames, height, width = video.shape[2:]
-        buffer = stream.buffer(video, (frames, height, width, 4), past=2)
-        buffer[2:, ..., :3] = video[0].permute(1, 2, 3, 0)
-        buffer[2:, ..., 3] = 0
+        buffer = stream.buffer(video, (frames, 3, height, width), past=2)
+        buffer[2:] = video[0].transpose(0, 1)
         stream.seal(buffer, past=2, kept=2)
         x, stats = picture_in(buffer, self.weight_in, self.bias_in, self.num_groups)
         del buffer

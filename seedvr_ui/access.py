@@ -1,73 +1,114 @@
 """Who asks: the visitor behind a request, and the owner that their jobs, uploads and files belong to. Without gradio.
 
-Routes and handlers ask `Access` and nothing else, so every answer to "whose is this" is given here.
+Routes and handlers ask `Access` and nothing else, so every answer to "whose is this" is given here. The gate
+(`gate.py`) asks it before any of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import binascii
 
 from fastapi import HTTPException
-from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from seedvr_ui.login import SESSION_AGE_S, Login, TooManyAttemptsError, WrongPasswordError
 from seedvr_ui.storage import is_id, new_id
+from seedvr_ui.visitor import Visitor
 
-COOKIE = "seedvr_session"
-_COOKIE_AGE_S = 365 * 86400
+__all__ = ["ANONYMOUS_COOKIE", "COOKIE", "LOGIN_COOKIE", "Access", "Visitor"]
 
+COOKIE = ANONYMOUS_COOKIE = "seedvr_session"
+"""Has the owner's id of a browser, where nobody signs in."""
 
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Somebody who may use the app: the owner of what they make (an id as `new_id` makes them), and their name."""
+LOGIN_COOKIE = "seedvr_login"
+"""Has the session of somebody who has signed in."""
 
-    owner: str
-    name: str = ""
-    is_admin: bool = False
+_ANONYMOUS_AGE_S = 365 * 86400
+_FOUND = "seedvr.visitor"
 
 
 class Access:
-    """Every browser is an owner of its own, known by a random id in an HttpOnly cookie."""
+    """With a `login`, visitors are people with accounts, signed in by cookie or HTTP Basic. Without, every browser is
+    an owner of its own, known by a random id in an HttpOnly cookie. `path` is where a proxy shows the app.
+    """
+
+    def __init__(self, login: Login | None = None, path: str = "") -> None:
+        self.login = login
+        self.path = f"/{path.strip('/')}"
 
     def visitor(self, connection: HTTPConnection) -> Visitor | None:
-        """Who sent this request, or None if it does not say."""
-        owner = connection.cookies.get(COOKIE, "")
-        return Visitor(owner) if is_id(owner) else None
+        """Who sent this request, or None if it does not say. Checks a password, which takes a moment.
+
+        Raises HTTPException 429 with a sentence after too many wrong ones.
+        """
+        if _FOUND not in connection.scope:
+            connection.scope[_FOUND] = self._find(connection)
+        found: Visitor | None = connection.scope[_FOUND]
+        return found
 
     def require(self, connection: HTTPConnection) -> Visitor:
         """Who sent this request. Raises HTTPException 401 with a sentence."""
         visitor = self.visitor(connection)
         if visitor is None:
-            raise HTTPException(401, "Open the page first; it needs its cookie.")
+            raise HTTPException(401, self.why_not(connection))
         return visitor
 
+    def why_not(self, connection: HTTPConnection) -> str:
+        """The sentence for somebody who is no visitor."""
+        if self.login is None:
+            return "Open the page first; it needs its cookie."
+        if "authorization" in connection.headers:
+            return str(WrongPasswordError())
+        return "Sign in first: on the page, or with name and password by HTTP Basic."
 
-class SessionCookie:
-    """ASGI middleware that gives every visitor of the page an owner's id, as an HttpOnly cookie."""
+    def name_of(self, owner: str) -> str:
+        """The name to show admins for the owner of a job."""
+        account = self.login.accounts.of(owner) if self.login is not None else None
+        return account.name if account is not None else "somebody without an account"
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
-        self._access = access
+    def anonymous_cookie(self, connection: HTTPConnection) -> str:
+        """The header that makes a browser an owner of its own."""
+        return self._cookie(connection, ANONYMOUS_COOKIE, new_id(), _ANONYMOUS_AGE_S)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or self._access.visitor(HTTPConnection(scope)):
-            await self._app(scope, receive, send)
-            return
+    def session_cookie(self, connection: HTTPConnection, session: str) -> str:
+        """The header that keeps somebody signed in; an empty `session` signs them out."""
+        return self._cookie(connection, LOGIN_COOKIE, session, SESSION_AGE_S if session else 0)
 
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.append("set-cookie", _cookie(scope))
-            await send(message)
+    def _find(self, connection: HTTPConnection) -> Visitor | None:
+        if self.login is None:
+            owner = connection.cookies.get(ANONYMOUS_COOKIE, "")
+            return Visitor(owner) if is_id(owner) else None
+        account = self.login.account_of(connection.cookies.get(LOGIN_COOKIE, ""))
+        credentials = _basic(connection.headers.get("authorization", ""))
+        if account is None and credentials is not None:
+            try:
+                account = self.login.sign_in_again(*credentials, address_of(connection))
+            except WrongPasswordError:
+                return None
+            except TooManyAttemptsError as error:
+                raise HTTPException(429, str(error), {"Retry-After": str(error.wait_s)}) from error
+        return None if account is None else Visitor(account.id, account.name, account.is_admin)
 
-        await self._app(scope, receive, send_with_cookie)
+    def _cookie(self, connection: HTTPConnection, name: str, value: str, age_s: int) -> str:
+        forwarded = connection.headers.get("x-forwarded-proto", "")
+        is_secure = connection.scope.get("scheme") == "https" or forwarded.startswith("https")
+        secure = "; Secure" if is_secure else ""
+        return f"{name}={value}; Path={self.path}; Max-Age={age_s}; HttpOnly; SameSite=Lax{secure}"
 
 
-def _cookie(scope: Scope) -> str:
-    headers = dict(scope["headers"])
-    is_secure = scope["scheme"] == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
-    path = scope.get("root_path", "") or "/"
-    secure = "; Secure" if is_secure else ""
-    return f"{COOKIE}={new_id()}; Path={path}; Max-Age={_COOKIE_AGE_S}; HttpOnly; SameSite=Lax{secure}"
+def address_of(connection: HTTPConnection) -> str:
+    """Where a request comes from. Headers of proxies are the server's business, which believes only those it trusts."""
+    return connection.client.host if connection.client is not None else "unknown"
+
+
+def _basic(header: str) -> tuple[str, str] | None:
+    """(name, password) of HTTP Basic."""
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic" or len(encoded) > 2000:
+        return None
+    try:
+        name, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return (name, password) if colon else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from inference.errors import CancelledError, DiskFullError, RestoreError, WorkerDiedError
+from inference.errors import CancelledError, DiskFullError, FolderInUseError, RestoreError, WorkerDiedError
 from inference.progress import Cancellation, Report
 from seedvr_ui.jobs import Ending, Job, Outcome
 
@@ -69,6 +69,8 @@ def run_job(
             return Outcome(ending=Ending.DISK_FULL, message=_FULL)
         if isinstance(error, OSError):
             return _unexpected(job)
+        if isinstance(error, FolderInUseError):
+            return Outcome(ending=Ending.OCCUPIED, message=str(error))
         ending = Ending.DIED if isinstance(error, WorkerDiedError) else Ending.FAILED
         return Outcome(ending=ending, message=str(error))
     except Exception:  # noqa: BLE001  the one place where a bug becomes a message; the traceback goes to the log

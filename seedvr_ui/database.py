@@ -30,7 +30,7 @@ from seedvr_ui.tables import JOBS, OWNERS, STATE
 log = logging.getLogger(__name__)
 
 NAME = "index.sqlite3"
-HEAD = "0003"
+HEAD = "0004"
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _BUSY_LIMIT_S = 30.0
 _OPEN_LIMIT_S = 60.0
@@ -163,11 +163,12 @@ class UnknownRevisionError(Exception):
 
 def migrate(connection: Connection, revision: str = HEAD) -> None:
     """Bring the tables to `revision` within the caller's transaction."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # our own line says it; it talks when it is imported
+
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # our own line says it
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("path_separator", "os")

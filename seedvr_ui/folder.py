@@ -71,7 +71,7 @@ class ServerFolder:
             try:
                 _link(self.root / file.path, target, original)
             except OSError:
-                _clone(original, target)
+                clone(original, target)
 
     @contextlib.contextmanager
     def open(self, file: FolderFile) -> Iterator[BinaryIO]:
@@ -133,7 +133,8 @@ def _link(path: Path, target: Path, original: BinaryIO) -> None:
         raise FileNotFoundError(path)
 
 
-def _clone(original: BinaryIO, target: Path) -> None:
+def clone(original: BinaryIO, target: Path) -> None:
+    """Make `target` a copy that shares its blocks with the open file `original`. Raises OSError where none can be."""
     try:
         with target.open("xb") as copy:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())

@@ -13,7 +13,7 @@ import gradio as gr
 
 from inference.errors import RestoreError
 from inference.settings import load_settings, to_dict
-from seedvr_ui.access import Access
+from seedvr_ui.access import Access, Visitor
 from seedvr_ui.fields import OPTIONS, SIZES, from_settings, size_layers, to_layer
 from seedvr_ui.forecast import Forecast
 from seedvr_ui.sessions import SessionManager
@@ -71,12 +71,13 @@ class Handlers:
         """
 
         def use(event: gr.EventData, request: gr.Request, size: str, model: str, *options: Any) -> list[Any]:
-            owner, job_id = self._owner(request), event.id
+            visitor, job_id = self._visitor(request), str(event.id)
             try:
+                job = self._manager.job_for(visitor, job_id)
                 if event.action == "again":
-                    self._manager.duplicate(owner, job_id, self._settings(size, model, options))
+                    self._manager.duplicate(job.owner, job_id, self._settings(size, model, options))
                     return [gr.skip()] * len(FORM)
-                values, missing = from_settings(self._manager.job(owner, job_id).settings, models)
+                values, missing = from_settings(job.settings, models)
             except RestoreError as error:
                 raise gr.Error(str(error), title="Not possible", print_exception=False) from error
             if missing:
@@ -112,7 +113,10 @@ class Handlers:
         return to_dict(load_settings(self._engine, to_layer(size, model, options)))
 
     def _owner(self, request: gr.Request) -> str:
+        return self._visitor(request).owner
+
+    def _visitor(self, request: gr.Request) -> Visitor:
         visitor = self._access.visitor(request.request) if request.request else None
         if visitor is None:
             raise gr.Error("Allow cookies for this page, then reload it.", title="No session", print_exception=False)
-        return visitor.owner
+        return visitor

@@ -23,6 +23,8 @@ from inference.progress import Progress, Stage
 
 MAX_HISTORY = 200
 _NO_HEADWAY = 3
+_MAX_CRASHES = 3
+_TICK_S = 1e-6
 
 
 class JobStatus(StrEnum):
@@ -52,6 +54,7 @@ _NEXT: Mapping[JobStatus, frozenset[JobStatus]] = {
 }
 
 FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+_ASKED_TO_PAUSE = "paused"
 AT_WORK = frozenset({JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.INTERRUPTED})
 
 
@@ -72,7 +75,11 @@ _WISHED = {
 }
 
 
-class TransitionError(RestoreError):
+class StateError(RestoreError):
+    """What was asked for is not possible in the state that the job is in."""
+
+
+class TransitionError(StateError):
     """A job cannot go from its state to the wanted one."""
 
     def __init__(self, before: JobStatus, after: JobStatus) -> None:
@@ -87,6 +94,11 @@ class Change:
     at: float
     reason: str
 
+    @property
+    def is_news(self) -> bool:
+        """Whether somebody who is not looking should hear of it: the job has ended, or waits though nobody asked."""
+        return self.status in FINISHED or (self.status is JobStatus.PAUSED and self.reason != _ASKED_TO_PAUSE)
+
 
 class Ending(StrEnum):
     """How an attempt ended."""
@@ -96,6 +108,7 @@ class Ending(StrEnum):
     STOPPED = "stopped"
     DIED = "died"
     DISK_FULL = "disk full"
+    OCCUPIED = "occupied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +135,8 @@ class Job:
 
     `place` orders the waiting jobs of one owner; `token` counts how often the job was taken from the queue, and a
     writer with an older one is turned away. `base` is the number of frames that were finished when the attempt began.
+    `crashes` are the frames in finished units each time that the app ended without a word during the job.
+    `told_at` is the time of the latest change that the webhook has delivered.
     """
 
     id: str
@@ -137,6 +152,7 @@ class Job:
     place: float = 0.0
     attempts: int = 0
     deaths: tuple[Death, ...] = ()
+    crashes: tuple[int, ...] = ()
     token: int = 0
     holder: str = ""
     wish: Wish = Wish.NONE
@@ -153,6 +169,7 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     worked_s: float = 0.0
+    told_at: float = 0.0
 
     @property
     def work(self) -> Path:
@@ -210,6 +227,11 @@ class Job:
         return self.is_at_work or self.status is JobStatus.PAUSED
 
     @property
+    def news(self) -> tuple[Change, ...]:
+        """What the webhook has still to tell, oldest first."""
+        return tuple(change for change in self.history if change.is_news and change.at > self.told_at)
+
+    @property
     def frames_done(self) -> int:
         """Finished frames, as far as is known."""
         return self.progress.frames_done if self.progress is not None else 0
@@ -224,19 +246,30 @@ class Job:
         """The failed or cancelled job in the queue again; what is in its work folder is used."""
         return self._require(JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED)._to(
             JobStatus.QUEUED, "tried again", place=place, queued_at=time.time(), started_at=None, finished_at=None,
-            message="", progress=self._kept_progress(), base=None, deaths=(), worked_s=0.0, keeps_part=False,
+            message="", progress=self._kept_progress(), base=None, deaths=(), crashes=(), worked_s=0.0,
+            keeps_part=False,
         )  # fmt: skip
 
     def resume(self) -> Job:
         """The paused job at its old place in the queue."""
         return self._require(JobStatus.QUEUED, JobStatus.PAUSED)._to(
-            JobStatus.QUEUED, "resumed", message="", deaths=()
+            JobStatus.QUEUED, "resumed", message="", deaths=(), crashes=()
         )  # fmt: skip
 
     def go_on(self) -> Job:
-        """The interrupted job: as its owner wished meanwhile, else at its old place in the queue."""
+        """The interrupted job: as its owner wished meanwhile, else at its old place in the queue.
+
+        One that ends the whole app again and again, and never gets ahead, waits for somebody instead.
+        """
         wished = self._require(JobStatus.QUEUED, JobStatus.INTERRUPTED)._granted()
-        return wished or self._to(JobStatus.QUEUED, "goes on", message="")
+        if wished is not None:
+            return wished
+        if len(self.crashes) >= _MAX_CRASHES and len(set(self.crashes[-_MAX_CRASHES:])) == 1:
+            return self.pause(
+                f"The server ended {_MAX_CRASHES} times at frame {self.crashes[-1]} of this file, so this job waits; "
+                "look into the server's log, then resume it or try a smaller size."
+            )
+        return self._to(JobStatus.QUEUED, "goes on", message="")
 
     def start(self, holder: str = "") -> Job:
         """The job as `holder` takes it from the queue. Finished frames stay in sight while the model is loaded."""
@@ -275,7 +308,7 @@ class Job:
                 return self.succeed(outcome.summary, outcome.preview)
             case Ending.FAILED:
                 return self.fail(outcome.message)
-            case Ending.DISK_FULL:
+            case Ending.DISK_FULL | Ending.OCCUPIED:
                 return self.pause(outcome.message)
             case Ending.STOPPED:
                 return self._granted() or self.interrupt("the server was stopped")
@@ -298,11 +331,25 @@ class Job:
 
     def pause(self, message: str = "") -> Job:
         """The job that waits until it is resumed; `message` says why if nobody asked for it."""
-        return self._to(JobStatus.PAUSED, message or "paused", message=message)
+        return self._to(JobStatus.PAUSED, message or _ASKED_TO_PAUSE, message=message)
 
     def interrupt(self, reason: str) -> Job:
         """The job whose attempt ended through no fault of its own."""
         return self._to(JobStatus.INTERRUPTED, reason)
+
+    def abandon(self, num_frames: int) -> Job:
+        """The running job whose process ended without a word; `num_frames` are in its finished units."""
+        crashes = (*self.crashes, num_frames)[-_MAX_CRASHES:]
+        return replace(self, crashes=crashes).interrupt("the process that did it has ended")
+
+    def arrive(self, place: float) -> Job:
+        """The job as it comes from another machine: nobody works on it here, and what was to go on by itself waits."""
+        arrived = replace(
+            self, place=place, priority=0, holder="", wish=Wish.NONE, deaths=(), crashes=()
+        )  # fmt: skip
+        status = JobStatus.PAUSED if self.is_at_work else self.status
+        history = (*self.history, Change(status, time.time(), "came from another place"))[-MAX_HISTORY:]
+        return replace(arrived, status=status, history=history)
 
     def adjust(self, settings: Mapping[str, Any]) -> Job:
         """The draft with other settings; what has been queued keeps its own."""
@@ -323,6 +370,10 @@ class Job:
     def see(self) -> Job:
         """The job whose result somebody has looked at."""
         return replace(self, is_seen=True)
+
+    def tell(self, at: float) -> Job:
+        """The job of which all changes up to `at` were told."""
+        return replace(self, told_at=max(self.told_at, at))
 
     def _kept_progress(self) -> Progress | None:
         """What is finished, so that it stays in sight; None if nothing is."""
@@ -370,5 +421,6 @@ class Job:
             changes["worked_s"] = self.worked_s + max(0.0, now - (self.started_at or now))
         if status is not JobStatus.INTERRUPTED:  # a wish outlives the process that should have granted it
             changes = {"wish": Wish.NONE, **changes}
-        history = (*self.history, Change(status, now, reason))[-MAX_HISTORY:]
+        at = max(now, self.history[-1].at + _TICK_S) if self.history else now  # in order, also when the clock goes back
+        history = (*self.history, Change(status, at, reason))[-MAX_HISTORY:]
         return replace(self, status=status, history=history, **changes)

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
+from seedvr_ui.client_api import ClientApi
 from seedvr_ui.fields import DEFAULT_SIZE, SIZES, make_input, option_infos
 from seedvr_ui.handlers import FORM, Handlers
 
@@ -75,12 +76,12 @@ def make_theme() -> gr.Theme:
     )
 
 
-def build_ui(handlers: Handlers, models: Sequence[tuple[str, str]]) -> gr.Blocks:
-    """The page. `models` are (label, name) pairs, the first one chosen."""
+def build_ui(handlers: Handlers, models: Sequence[tuple[str, str]], client_api: ClientApi | None = None) -> gr.Blocks:
+    """The page. `models` are (label, name) pairs, the first one chosen; `client_api` serves `gradio_client`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>Restore and enlarge videos and photos</p>",
-            elem_id="masthead", js_on_load=None, apply_default_css=False,
+            f"<h1>{TITLE}</h1><p>Restore and enlarge videos and photos</p><div class='studio-account'></div>",
+            elem_id="masthead", js_on_load=_ATTACH.format(script="account"), apply_default_css=False,
         )  # fmt: skip
         with gr.Row(elem_id="studio"):
             with gr.Column(elem_id="setup"):
@@ -109,6 +110,8 @@ def build_ui(handlers: Handlers, models: Sequence[tuple[str, str]]) -> gr.Blocks
             field.change(None, form, memory, js=_REMEMBER, show_progress="hidden")
         asks = [drop.change, about.click, *(field.change for field in form)]
         gr.on(asks, handlers.estimate, [drop, *form], about, trigger_mode="always_last", **private)
+        if client_api is not None:
+            client_api.attach()
     return page
 
 

@@ -22,7 +22,7 @@ from seedvr_ui.jobs import Change, Death, Job, JobStatus, Wish
 log = logging.getLogger(__name__)
 
 NAME = "manifest.json"
-VERSION = 2
+VERSION = 4
 _ASIDE = "manifest.unreadable"
 
 
@@ -58,6 +58,16 @@ def read(folder: Path) -> tuple[Job, str]:
     with path.open("rb") as file:
         stamp = stamp_of(os.fstat(file.fileno()))
         content = file.read()
+    document = parse(content, folder)
+    try:
+        return from_document(document, folder), stamp
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def parse(content: bytes, folder: Path) -> dict[str, Any]:
+    """The document that the manifest of `folder` holds, in the present form. Raises UnreadableError, NewerError."""
+    path = folder / NAME
     try:
         document = json.loads(content)
         version = document["version"]
@@ -65,7 +75,7 @@ def read(folder: Path) -> tuple[Job, str]:
             raise NewerError(
                 f"{path} was written by a newer SeedVR Studio (form {version}); update this one to use it."
             )
-        return from_document(_up_to_date(document, folder), folder), stamp
+        return _up_to_date(document, folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
@@ -122,6 +132,7 @@ def to_document(job: Job) -> dict[str, Any]:
         "place": job.place,
         "attempts": job.attempts,
         "deaths": [[death.base, death.done] for death in job.deaths],
+        "crashes": list(job.crashes),
         "token": job.token,
         "holder": job.holder,
         "wish": job.wish.value,
@@ -138,6 +149,7 @@ def to_document(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "worked_s": job.worked_s,
+        "told_at": job.told_at,
     }
 
 
@@ -156,6 +168,7 @@ def from_document(document: Mapping[str, Any], folder: Path) -> Job:
                 Change(JobStatus(entry["status"]), entry["at"], entry["reason"]) for entry in values["history"]
             ),
             "deaths": tuple(Death(*death) for death in values["deaths"]),
+            "crashes": tuple(values["crashes"]),
             "wish": Wish(values["wish"]),
             "progress": Progress.from_dict(progress) if progress is not None else None,
         }
@@ -177,7 +190,17 @@ def _from_1(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**document, **added}
 
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1}
+def _from_2(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Form 2 knew no webhook."""
+    return {**document, "told_at": 0.0}
+
+
+def _from_3(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Form 3 did not know how often the app had ended during a job."""
+    return {**document, "crashes": []}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def _up_to_date(document: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Routes of what can be watched before a job is done: the file of its finished part. Owners only, with ranges."""
+"""What can be watched before a job is done: the file of its finished part. Owners and admins only, with ranges."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_media_routes(app: FastAPI, manager: SessionManager, access: Access, part
     router = APIRouter(prefix="/studio/jobs/{job_id}/part")
 
     def job_of(request: Request, job_id: str) -> Job:
-        return manager.job(access.require(request).owner, job_id)
+        return manager.job_for(access.require(request), job_id)
 
     @router.post("")
     def make(request: Request, job_id: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def add_media_routes(app: FastAPI, manager: SessionManager, access: Access, part
         job = job_of(request, job_id)
         return part_view(job, parts.look(job))
 
-    @router.get("/{name}")
+    @router.api_route("/{name}", methods=["GET", "HEAD"])
     def file(request: Request, job_id: str, name: str, download: bool = False) -> FileResponse:
         job = job_of(request, job_id)
         path = parts.file(job, name)

@@ -18,7 +18,7 @@ from typing import Any
 from inference.errors import CancelledError, RestoreError
 from inference.progress import Cancellation
 from seedvr_ui.jobs import Job
-from seedvr_ui.storage import Storage
+from seedvr_ui.storage import Storage, is_plain
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Parts:
     def file(self, job: Job, name: str) -> Path | None:
         """The file of that name, if it is one of the job's parts."""
         path = job.part / name
-        return path if _NAME.fullmatch(name) and path.is_file() else None
+        return path if _NAME.fullmatch(name) and is_plain(path, job.folder) else None
 
     def close(self) -> None:
         """Stop what is being made and make nothing more; returns when it has stopped."""

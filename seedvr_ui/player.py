@@ -16,7 +16,7 @@ from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.price import Price
 from seedvr_ui.retention import stays_until
-from seedvr_ui.storage import THUMBNAIL
+from seedvr_ui.storage import THUMBNAIL, is_plain
 from seedvr_ui.wording import media_facts, settings_words, to_range, to_size, to_words
 
 STAGE_WORDS = {
@@ -55,7 +55,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "cost": _cost_text(job, display),
         "facts": media_facts(job.media),
         "settings": settings_words(job.settings),
-        "percent": _percent(job),
+        "percent": percent_of(job),
         "thumbnail": f"{base}/files/{THUMBNAIL}" if (job.folder / THUMBNAIL).exists() else "",
         "download": f"{base}/download" if is_done else "",
         "preview": _preview(job.preview, base) if is_done else None,
@@ -67,6 +67,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "canResume": job.can_resume,
         "canRetry": job.can_retry,
         "canRemove": not job.is_at_work,
+        "isFirst": job.priority > 0,
         "canMove": job.status is JobStatus.QUEUED,
     }
 
@@ -139,7 +140,7 @@ def _cost_text(job: Job, display: Display) -> str:
     return f"about {price.of_range(*expected)}" if expected else ""
 
 
-def _percent(job: Job) -> float | None:
+def percent_of(job: Job) -> float | None:
     """Whole percent of the frames, or None while nothing can be said."""
     if job.status is JobStatus.SUCCEEDED:
         return 100
@@ -164,4 +165,4 @@ def preview_file(job: Job, name: str) -> Path | None:
     """The file `name` beside the job, if the page may have it: its thumbnail, or a file that its preview names."""
     allowed = {THUMBNAIL, *(str(job.preview[key]) for key in ("video", "before", "after") if key in job.preview)}
     path = job.folder / name
-    return path if name in allowed and path.is_file() else None
+    return path if name in allowed and is_plain(path, job.folder) else None

@@ -1,6 +1,6 @@
 """Our own HTTP routes beside Gradio's: health, static files, previews and downloads; and the uploads.
 
-Every route below `studio/` belongs to the visitor's owner; a foreign id is answered like an unknown one.
+Every route below `studio/` asks who comes; a foreign id is answered like an unknown one, but to admins.
 Gradio's own file routes are not used for media: they copy, may transcode, and echo request headers.
 """
 
@@ -14,7 +14,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from inference.errors import RestoreError
-from seedvr_ui.access import Access, SessionCookie
+from seedvr_ui.access import Access
+from seedvr_ui.gate import Gate
+from seedvr_ui.login_routes import add_login_routes
 from seedvr_ui.player import preview_file
 from seedvr_ui.sessions import SessionManager, result_file
 from seedvr_ui.storage import THUMBNAIL
@@ -28,35 +30,40 @@ _PRIVATE = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": 
 
 def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers: Transfers | None = None) -> None:
     """Put all of our routes on `app`; to be called before Gradio is mounted on the root."""
-    app.add_middleware(SessionCookie, access=access)
+    app.add_middleware(Gate, access=access)
     app.mount("/studio/static", StaticFiles(directory=_STATIC), name="studio-static")
+    add_login_routes(app, access)
     app.include_router(uploads_router(manager, access, transfers or Transfers(manager.uploads)))
     app.include_router(_jobs_router(manager, access))
     app.add_exception_handler(RestoreError, _to_response)
 
     @app.get("/healthz")
-    def health() -> dict[str, Any]:
-        return {"status": "ok", "jobs": manager.counts()}
+    def health(request: Request) -> dict[str, Any]:
+        is_known = access.login is None or access.visitor(request) is not None
+        return {"status": "ok", **({"jobs": manager.counts()} if is_known else {})}
 
 
 def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
     router = APIRouter(prefix="/studio/jobs")
 
-    @router.get("/{job_id}/download")
+    @router.api_route("/{job_id}/download", methods=["GET", "HEAD"])
     def download(request: Request, job_id: str) -> FileResponse:
-        owner = access.require(request).owner
-        path = result_file(manager.job(owner, job_id))
-        manager.see(owner, job_id)
+        visitor = access.require(request)
+        job = manager.job_for(visitor, job_id)
+        path = result_file(job)
+        if job.owner == visitor.owner:  # an admin's look is not the owner's
+            manager.see(job.owner, job_id)
         return FileResponse(path, filename=path.name, headers=_PRIVATE)
 
-    @router.get("/{job_id}/files/{name}")
+    @router.api_route("/{job_id}/files/{name}", methods=["GET", "HEAD"])
     def preview(request: Request, job_id: str, name: str) -> FileResponse:
-        owner = access.require(request).owner
-        path = preview_file(manager.job(owner, job_id), name)
+        visitor = access.require(request)
+        job = manager.job_for(visitor, job_id)
+        path = preview_file(job, name)
         if path is None:
             raise HTTPException(404, "There is no such file.")
-        if name != THUMBNAIL:
-            manager.see(owner, job_id)
+        if name != THUMBNAIL and job.owner == visitor.owner:
+            manager.see(job.owner, job_id)
         return FileResponse(path, headers=_PRIVATE)
 
     return router

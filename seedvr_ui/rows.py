@@ -6,7 +6,7 @@ Functions of a connection; transactions and locks are the business of their call
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +90,39 @@ def whole_line() -> Select[Any]:
     )
 
 
-def finished_of(owner: str, search: str = "") -> Select[Any]:
-    """The finished jobs of `owner` that have every word of `search` in their words."""
-    found = with_status(*FINISHED).where(JOBS.c.owner == owner)
+def of(query: Select[Any], owner: str | None) -> Select[Any]:
+    """Of what `query` finds, the jobs of `owner`; of everybody if that is None."""
+    return query if owner is None else query.where(JOBS.c.owner == owner)
+
+
+def finished_of(owner: str | None, search: str = "") -> Select[Any]:
+    """The finished jobs of `owner`, or of everybody, that have every word of `search` in their words."""
+    return matching(owner, list(FINISHED), search)
+
+
+def matching(owner: str | None, statuses: Collection[JobStatus], search: str = "") -> Select[Any]:
+    """The jobs of `owner`, or of everybody, in one of `statuses` that have every word of `search` in their words."""
+    found = of(with_status(*statuses), owner)
     for word in search.casefold().split()[:MAX_SEARCH_WORDS]:
         found = found.where(JOBS.c.words.contains(word, autoescape=True))
     return found
 
 
-def usage_of(owner: str) -> Select[Any]:
-    """(jobs that are not finished, bytes of all jobs) of `owner`."""
+def in_shown_order(query: Select[Any]) -> Select[Any]:
+    """What runs first, then what waits in its order, what rests, and the latest of what has finished."""
+    ranks = {JobStatus.RUNNING: 0, JobStatus.QUEUED: 1, JobStatus.INTERRUPTED: 1, JobStatus.PAUSED: 2}
+    rank = case({status.value: rank for status, rank in ranks.items()}, value=JOBS.c.status, else_=4)
+    rank = case((JOBS.c.status == JobStatus.DRAFT.value, 3), else_=rank)
+    is_finished = JOBS.c.status.in_([status.value for status in FINISHED])
+    priority = case((is_finished, 0), else_=-JOBS.c.priority)
+    place = case((is_finished, -func.coalesce(JOBS.c.finished_at, 0.0)), else_=JOBS.c.place)
+    return query.order_by(rank, priority, place, JOBS.c.id)
+
+
+def usage_of(owner: str | None) -> Select[Any]:
+    """(jobs that are not finished, bytes of all jobs) of `owner`, or of everybody."""
     unfinished = func.count().filter(JOBS.c.status.not_in([status.value for status in FINISHED]))
-    return select(unfinished, func.coalesce(func.sum(JOBS.c.num_bytes), 0)).where(JOBS.c.owner == owner)
+    return of(select(unfinished, func.coalesce(func.sum(JOBS.c.num_bytes), 0)).select_from(JOBS), owner)
 
 
 def _insert(connection: Connection, table: Table) -> Any:
@@ -126,6 +147,7 @@ def _to_values(job: Job, stamp: str, lease_until: float) -> dict[str, Any]:
         "num_bytes": job.num_bytes,
         "is_unseen": job.is_unseen_result,
         "words": search_words(job),
+        "news_at": job.news[-1].at if job.news else None,
     }
 
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 _TROUBLE_S = 10.0
+_LOOK_S = 1.0
 _SAVE_EVERY = 6
 _FIRST_SWEEP_S = 60.0
 
@@ -168,8 +169,13 @@ class Runner:
         """Renew the lease until the attempt has ended; stop the job when its owner, or another process, wants that."""
         interval_s = min(self._store.lease_s / 6, 5.0)
         deadline = time.monotonic() + self._store.lease_s
+        next_beat = time.monotonic() + interval_s
         beats = 0
-        while not live.ended.wait(interval_s):
+        while not live.ended.wait(min(interval_s, _LOOK_S)):
+            if time.monotonic() < next_beat:
+                self._look(live)
+                continue
+            next_beat = time.monotonic() + interval_s
             beats += 1
             try:
                 wish = self._store.renew(live.job, live.job.progress)
@@ -187,6 +193,14 @@ class Runner:
             if live.is_lost:
                 live.cancellation.cancel()
                 return
+
+    def _look(self, live: _Live) -> None:
+        """Hear a wish that came by another process, such as the command line, without waiting for the next beat."""
+        try:
+            if self._store.job(live.job.id).wish is not Wish.NONE:
+                live.cancellation.cancel()
+        except (RestoreError, OSError) as error:  # the next beat judges it
+            log.debug("job %s: %s", live.job.id, error)
 
     def _finish(self, live: _Live, outcome: Outcome) -> None:
         """Write down how the attempt ended; while the disk is full or the database away, again and again."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from inference.errors import RestoreError
 from seedvr_ui import manifest
 from seedvr_ui.attempt import MakePreview, Restore
-from seedvr_ui.jobs import AT_WORK, Job, JobStatus, Wish
+from seedvr_ui.jobs import AT_WORK, Job, JobStatus, StateError, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
-from seedvr_ui.storage import THUMBNAIL, Storage, new_id
+from seedvr_ui.storage import THUMBNAIL, Storage, is_plain, new_id
 from seedvr_ui.store import Edit, Store, UnknownJobError, Usage
 from seedvr_ui.uploads import Check, Upload, Uploads
+from seedvr_ui.visitor import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class SessionManager:
         self.storage = storage
         self.limits = limits or Limits()
         self.uploads = Uploads(storage, services.check, self.limits.max_upload_bytes, self._admit)
+        self.check = services.check
+        self.engine: Mapping[str, Any] = {}  # the engine settings that this machine was started with
         self.store = Store(storage, database_url)
         self._seen = -1
         self._number = int(time.time() * 1000)  # ahead of whatever an earlier process has told
@@ -168,16 +171,34 @@ class SessionManager:
             jobs = lists[owner] = sorted(self.store.jobs(owner), key=_shown_order)
         return [self._runner.newest(job) for job in jobs]
 
-    def unfinished(self, owner: str) -> list[Job]:
-        """A snapshot of the unfinished jobs of `owner`: the running one, the queue in its order, what rests."""
+    def unfinished(self, owner: str | None) -> list[Job]:
+        """A snapshot of the unfinished jobs of `owner`: the running one, the queue in its order, what rests.
+
+        None means everybody, here and below: for admins.
+        """
         jobs = self._look(("unfinished", owner), lambda: sorted(self.store.unfinished(owner), key=_shown_order))
         return [self._runner.newest(job) for job in jobs]
 
-    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+    def finished(self, owner: str | None, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
         """The latest finished jobs of `owner` that match `search`, at most `limit`; and how many match."""
         return self._look(("finished", owner, search, limit), lambda: self.store.finished(owner, search, limit))
 
-    def usage(self, owner: str) -> Usage:
+    def page(
+        self,
+        owner: str | None,
+        statuses: Collection[JobStatus] = tuple(JobStatus),
+        search: str = "",
+        limit: int = 50,
+        offset: int = 0,
+    ) -> tuple[list[Job], int]:
+        """A snapshot of `limit` jobs of `owner` (None: of everybody) in these states that match `search`.
+
+        They are in the order of `jobs`, from the `offset`th on; the number is how many match in all.
+        """
+        jobs, number = self.store.page(owner, statuses, search, limit, offset)
+        return [self._runner.newest(job) for job in jobs], number
+
+    def usage(self, owner: str | None) -> Usage:
         """What `owner` has in the store."""
         return self._look(("usage", owner), lambda: self.store.usage(owner))
 
@@ -185,6 +206,17 @@ class SessionManager:
         """The job with this id, if it belongs to `owner`."""
         job = self.store.job(job_id)
         if job.owner != owner:
+            raise UnknownJobError()
+        return self._runner.newest(job)
+
+    def job_for(self, visitor: Visitor, job_id: str) -> Job:
+        """The job with this id, if `visitor` may see it and act on it: its owner, or an admin.
+
+        Whoever comes from outside is judged here; what they may do is done in the name of the job's `owner`, to whose
+        limits and place in the queue it counts.
+        """
+        job = self.store.job(job_id)
+        if job.owner != visitor.owner and not visitor.is_admin:
             raise UnknownJobError()
         return self._runner.newest(job)
 
@@ -265,12 +297,53 @@ class SessionManager:
             index = ids.index(job_id)
             others = [other for other in ids if other != job_id]
             if before and before not in others:
-                raise RestoreError("Only a waiting job has a place in the queue; look at the queue again.")
+                raise StateError("Only a waiting job has a place in the queue; look at the queue again.")
             place = others.index(before) if before else max(0, index - up + down)
             return [*others[:place], job_id, *others[place:]]
 
         self.store.move(job_id, owner, reorder)
         self._tick()
+
+    def news(self, since: float, limit: int) -> list[Job]:
+        """Jobs with a change later than `since` that the webhook has still to tell, at most `limit`."""
+        return self.store.with_news(since, limit)
+
+    def tell(self, job_id: str, at: float) -> None:
+        """Note that the webhook has delivered all changes of a job up to the time `at`."""
+        self.store.change(job_id, lambda job: job.tell(at))
+
+    def export_job(self, owner: str, job_id: str, target: Path) -> Path:
+        """Write an archive of a job from which another machine can go on; returns its path."""
+        from seedvr_ui import portable
+
+        return portable.export_job(self, owner, job_id, target)
+
+    def admit_job(self, owner: str, num_bytes: int) -> None:
+        """Raise RestoreError unless `owner` may bring in a job of that size."""
+        self._require_room(owner, 1)
+        self._require_bytes(owner, num_bytes)
+        self.storage.require_space(num_bytes)
+
+    def admit_archive(self, owner: str, num_bytes: int) -> None:
+        """Raise RestoreError unless `owner` may import an archive of that size."""
+        self._require_room(owner, 1)
+        self._require_bytes(owner, num_bytes)
+        self.storage.require_space(2 * num_bytes)  # the archive, and what is in it
+
+    def import_job(self, owner: str, archive: Path, *, start: bool = False) -> Job:
+        """A new job of `owner` from an archive; with `start` it goes on at once. What it was there is no news here."""
+        from seedvr_ui import portable
+
+        job = portable.import_job(self, owner, archive, start=start)
+        if job.news:
+            job = self.store.change(job.id, lambda job: job.tell(job.news[-1].at) if job.news else job)
+        return self._changed(job)
+
+    def reindex(self) -> int:
+        """Build the index anew from the manifests; returns the number of jobs."""
+        number = self.store.reindex()
+        self._tick()
+        return number
 
     def set_priority(self, job_id: str, priority: int) -> Job:
         """Put a job, of whichever owner, before all with a lower priority. For admins; the usual priority is 0."""
@@ -293,6 +366,7 @@ class SessionManager:
             except RestoreError as error:  # somebody has queued or removed it meanwhile
                 log.info("job %s stays: %s", resting.id, error)
         self.storage.empty_trash()
+        self.storage.release_old_holds()
         keep = {folder for _, _, folder in self.storage.job_folders() if _is_ours(folder)}
         removed = self.storage.remove_older_than(self.limits.keep_s, keep)
         if num_expired or removed:
@@ -387,8 +461,8 @@ class SessionManager:
 
 def result_file(job: Job) -> Path:
     """The master file of a job that succeeded."""
-    if job.status is not JobStatus.SUCCEEDED or not job.target.exists():
-        raise RestoreError("This job has no result yet; wait until it is done.")
+    if job.status is not JobStatus.SUCCEEDED or not is_plain(job.target, job.folder):
+        raise StateError("This job has no result yet; wait until it is done.")
     return job.target
 
 
@@ -400,7 +474,7 @@ def _shown_order(job: Job) -> tuple[int, float, float, str]:
 
 def _require_rest(job: Job) -> None:
     if job.is_at_work:
-        raise RestoreError("This job is still at work; cancel it before you remove it.")
+        raise StateError("This job is still at work; cancel it before you remove it.")
 
 
 def _is_ours(folder: Path) -> bool:

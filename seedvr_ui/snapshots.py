@@ -32,19 +32,25 @@ Tags = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one page shows: so many of the latest finished jobs that match `search`."""
+    """What one page shows: so many of the latest finished jobs that match `search`. Owner None is everybody."""
 
-    owner: str
+    owner: str | None
     search: str = ""
     limit: int = PAGE
 
 
 class Snapshots:
-    """The answers of one server. `display` is asked anew each time, since what is expected of a job may change."""
+    """The answers of one server. `display` is asked anew each time, since what is expected of a job may change.
 
-    def __init__(self, manager: SessionManager, display: Callable[[], Display]) -> None:
+    `name_of` has the name of an owner, which is told where the jobs of everybody are.
+    """
+
+    def __init__(
+        self, manager: SessionManager, display: Callable[[], Display], name_of: Callable[[str], str] = str
+    ) -> None:
         self._manager = manager
         self._display = display
+        self._name_of = name_of
         self._lock = threading.Lock()
         self._known: OrderedDict[Question, tuple[int, dict[str, str]]] = OrderedDict()
 
@@ -66,7 +72,8 @@ class Snapshots:
         line = manager.line()
 
         def view(job: Job) -> dict[str, Any]:
-            return job_view(job, line.get(job.id, 0), display)
+            seen = job_view(job, line.get(job.id, 0), display)
+            return seen if question.owner is not None else {**seen, "owner": self._name_of(job.owner)}
 
         unfinished = manager.unfinished(question.owner)
         finished, number = manager.finished(question.owner, question.search, question.limit)

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, delete, func, select, update
 
 from inference.errors import RestoreError
 from inference.progress import Progress
+from inference.units import finished_units
 from seedvr_ui import manifest, rows
 from seedvr_ui.database import Database
 from seedvr_ui.holder import is_gone, new_holder
-from seedvr_ui.jobs import FINISHED, Job, JobStatus, Wish
-from seedvr_ui.storage import Storage
+from seedvr_ui.jobs import FINISHED, Job, JobStatus, StateError, Wish
+from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.tables import JOBS, STATE
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ LEASE_S = 30.0
 _NEW_S = 60.0
 
 Edit = Callable[[Job], Job]
+_Seen = TypeVar("_Seen")
 
 
 class UnknownJobError(RestoreError):
@@ -151,6 +154,37 @@ class Store:
         if job is None:
             raise UnknownJobError()
 
+    def look(self, job_id: str, owner: str, read: Callable[[Job], _Seen]) -> _Seen:
+        """What `read` makes of a job and its folder while nobody can change it. Raises UnknownJobError."""
+        with self._write() as connection:
+            job = self._locked(connection, job_id, owner)
+            if job is not None:
+                return read(job)
+        raise UnknownJobError()
+
+    def settle(self, job: Job) -> Job:
+        """Move a whole job from where it lies to its place here, all of it or nothing; under another id if need be."""
+        moved: Path | None = None
+        try:
+            with self._write() as connection:
+                rows.bump(connection)  # all writers wait for this row, so nobody else takes the id meanwhile
+                is_taken = connection.execute(select(JOBS.c.id).where(JOBS.c.id == job.id)).first() is not None
+                if is_taken or self._storage.job_folder(job.owner, job.id).exists():
+                    job = replace(job, id=new_id())
+                folder = self._storage.job_folder(job.owner, job.id)
+                stamp = manifest.write(job)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(job.folder, folder)
+                moved = folder
+                manifest.sync_folder(folder.parent)
+                settled = manifest.from_document(manifest.to_document(job), folder)
+                rows.upsert(connection, [(settled, stamp)])
+        except BaseException:
+            if moved is not None:
+                self._storage.throw_away(moved)
+            raise
+        return settled
+
     # --- the queue ---
 
     def claim(self) -> Job | None:
@@ -203,7 +237,7 @@ class Store:
                 if not self._is_left(row) or (job := self._truth(connection, row)) is None:
                     continue
                 if job.status is JobStatus.RUNNING:
-                    job = job.interrupt("the process that did it has ended")
+                    job = job.abandon(sum(unit.num_frames for unit in finished_units(job.work)))
                 if job.status is JobStatus.INTERRUPTED:
                     job = job.go_on()
                     self._put(connection, job)
@@ -218,7 +252,7 @@ class Store:
             found = connection.execute(waiting.order_by(JOBS.c.place, JOBS.c.id)).all()
             by_id = {row.id: row for row in found}
             if job_id not in by_id:
-                raise RestoreError("Only a waiting job has a place in the queue; look at the queue again.")
+                raise StateError("Only a waiting job has a place in the queue; look at the queue again.")
             for other, place in zip(reorder(list(by_id)), sorted(row.place for row in found), strict=True):
                 if by_id[other].place != place and (job := self._truth(connection, by_id[other])) is not None:
                     self._put(connection, job.move(place))
@@ -237,16 +271,16 @@ class Store:
             found = connection.execute(select(JOBS).where(JOBS.c.owner == owner)).all()
         return [self._from_row(row) for row in found]
 
-    def unfinished(self, owner: str) -> list[Job]:
-        """The jobs of `owner` that are not finished, in no order."""
+    def unfinished(self, owner: str | None) -> list[Job]:
+        """The jobs of `owner`, or of everybody, that are not finished, in no order."""
         unfinished = [status for status in JobStatus if status not in FINISHED]
         with self._database.read() as connection:
-            found = connection.execute(rows.with_status(*unfinished).where(JOBS.c.owner == owner)).all()
+            found = connection.execute(rows.of(rows.with_status(*unfinished), owner)).all()
         return [self._from_row(row) for row in found]
 
-    def finished(self, owner: str, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
-        """The latest finished jobs of `owner` with all words of `search` in name, state or settings; and how many there
-        are in all.
+    def finished(self, owner: str | None, search: str = "", limit: int = 50) -> tuple[list[Job], int]:
+        """The latest finished jobs of `owner`, or of everybody, with all words of `search` in name, state or settings;
+        and how many there are in all.
         """
         query = rows.finished_of(owner, search)
         latest = query.order_by(JOBS.c.finished_at.desc(), JOBS.c.id.desc()).limit(limit)
@@ -254,6 +288,26 @@ class Store:
             number = connection.execute(query.with_only_columns(func.count())).scalar_one()
             found = connection.execute(latest).all()
         return [self._from_row(row) for row in found], int(number)
+
+    def page(
+        self, owner: str | None, statuses: Collection[JobStatus], search: str, limit: int, offset: int
+    ) -> tuple[list[Job], int]:
+        """`limit` jobs from the `offset`th on, in the order in which they are shown; and how many match in all.
+
+        `owner` None means everybody's.
+        """
+        query = rows.matching(owner, statuses, search)
+        with self._database.read() as connection:
+            number = connection.execute(query.with_only_columns(func.count())).scalar_one()
+            found = connection.execute(rows.in_shown_order(query).limit(limit).offset(offset)).all()
+        return [self._from_row(row) for row in found], int(number)
+
+    def with_news(self, since: float, limit: int) -> list[Job]:
+        """The jobs with a change later than `since` that the webhook has still to tell, at most `limit`."""
+        query = select(JOBS).where(JOBS.c.news_at > since).order_by(JOBS.c.news_at, JOBS.c.id).limit(limit)
+        with self._database.read() as connection:
+            found = connection.execute(query).all()
+        return [self._from_row(row) for row in found]
 
     def line(self) -> dict[str, int]:
         """The number of jobs that run before each waiting one, over all owners, if they take turns as they do now."""
@@ -269,8 +323,8 @@ class Store:
             found = connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)).all()
         return {status.value: 0 for status in JobStatus} | {row[0]: row[1] for row in found}
 
-    def usage(self, owner: str) -> Usage:
-        """What `owner` has in the store."""
+    def usage(self, owner: str | None) -> Usage:
+        """What `owner`, or everybody, has in the store."""
         with self._database.read() as connection:
             number, num_bytes = connection.execute(rows.usage_of(owner)).one()
         return Usage(int(number), int(num_bytes))

@@ -30,12 +30,14 @@ JOBS = Table(
     Column("num_bytes", BigInteger, nullable=False, server_default="0"),
     Column("is_unseen", Boolean, nullable=False, server_default=false()),
     Column("words", Text, nullable=False, server_default=""),
+    Column("news_at", Float),
     Index("jobs_of_owner", "owner"),
     Index("jobs_in_line", "status", "priority", "place"),
     Index("jobs_finished", "owner", "finished_at", "id", "status"),
+    Index("jobs_with_news", "news_at"),
 )
 """One row a job. `document` is the manifest; `stamp` tells which one; `token`, `holder` and `lease_until` are its
-lease; `words` are what it is found by."""
+lease; `words` are what it is found by, `news_at` is the time of the latest change that a webhook has still to tell."""
 
 OWNERS = Table(
     "owners",

@@ -28,7 +28,7 @@ from inference.errors import DiskFullError, RestoreError
 from seedvr_ui.access import Access
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.transfers import Transfers
-from seedvr_ui.uploads import OffsetError, Part, TooLargeError, UnknownUploadError, Upload, UploadLockedError
+from seedvr_ui.uploads import GrowingFile, OffsetError, TooLargeError, UnknownUploadError, Upload, UploadLockedError
 from seedvr_ui.wording import media_facts
 
 VERSION = "1.0.0"
@@ -119,7 +119,7 @@ def uploads_router(manager: SessionManager, access: Access, transfers: Transfers
         """Write the body of `request`; the headers of the answer."""
         checksum = _to_checksum(request.headers.get("upload-checksum"))
         with uploads.writing(owner, upload_id, offset) as part:
-            await _write_body(request, part, checksum)
+            await write_body(request, part, checksum)
         upload = await run_in_threadpool(uploads.get, owner, upload_id)
         if upload.is_whole:
             transfers.check(owner, upload_id)
@@ -145,7 +145,7 @@ def uploads_router(manager: SessionManager, access: Access, transfers: Transfers
         owner = access.require(request).owner
         if "upload-defer-length" in request.headers:
             raise TusError(400, "The length of a file has to be told before it is sent.")
-        size = _to_number(request, "upload-length")
+        size = to_number(request, "upload-length")
         metadata = _to_metadata(request.headers.get("upload-metadata", ""))
         name, fingerprint = metadata.get("filename") or "upload", metadata.get("fingerprint", "")[:300]
         upload = await run_in_threadpool(uploads.begin, owner, name, size, fingerprint)
@@ -173,7 +173,7 @@ def uploads_router(manager: SessionManager, access: Access, transfers: Transfers
         owner, upload = await run_in_threadpool(own, request, upload_id)
         if not _is_piece(request):
             raise TusError(415, f"A piece of a file has the type {_PIECE_TYPE}.")
-        offset = _to_number(request, "upload-offset")
+        offset = to_number(request, "upload-offset")
         length = request.headers.get("content-length", "0")
         if offset == upload.received and offset + int(length if _NUMBER.fullmatch(length) else 0) > upload.size:
             raise TooLargeError(f"The file has more bytes than its announced {upload.size}; choose it again.")
@@ -238,7 +238,7 @@ def upload_view(upload: Upload) -> dict[str, Any]:
     }
 
 
-async def _write_body(request: Request, part: Part, checksum: tuple[str, bytes] | None) -> None:
+async def write_body(request: Request, part: GrowingFile, checksum: tuple[str, bytes] | None) -> None:
     """Write the body as it comes; what came of a broken connection stays. With a checksum all is written, or nothing.
 
     A body that is longer than the rest of the file leaves the file as it was.
@@ -303,7 +303,8 @@ def _to_metadata(header: str) -> Mapping[str, str]:
         raise TusError(400, "The description of the file is not in Base64.") from None
 
 
-def _to_number(request: Request, header: str) -> int:
+def to_number(request: Request, header: str) -> int:
+    """The number of bytes in a header. Raises TusError."""
     text = request.headers.get(header, "")
     if _NUMBER.fullmatch(text) is None:
         raise TusError(400, f"{header.title()} has to be a number of bytes.")

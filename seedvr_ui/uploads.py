@@ -20,7 +20,7 @@ from typing import Any
 
 from inference.durable import publish, write_bytes
 from inference.errors import DiskFullError, RestoreError
-from seedvr_ui.storage import THUMBNAIL, Storage, is_id, new_id, safe_name
+from seedvr_ui.storage import THUMBNAIL, Storage, is_id, is_plain, new_id, safe_name
 
 Check = Callable[[Path, Path], Mapping[str, Any]]
 """(file, where to write a thumbnail) -> facts about the media; raises RestoreError with a sentence for a bad file."""
@@ -100,26 +100,23 @@ class Upload:
         return self.is_ready or bool(self.error)
 
 
-class Part:
-    """The file of an upload while somebody has the sole right to write to it."""
+class GrowingFile:
+    """A file of which `received` bytes are there, and which shall have at most `limit`."""
 
-    def __init__(self, folder: Path, upload: Upload) -> None:
-        self._folder = folder
-        self._file = (folder / _PART).open("r+b", buffering=0)
-        self._file.seek(upload.received)
-        self.limit = upload.size
-        self.received = upload.received
+    def __init__(self, path: Path, received: int, limit: int) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self._file.seek(received)
+        self.limit = limit
+        self.received = received
 
     def write(self, data: bytes) -> None:
         """Add `data` to the end of the file.
 
-        Raises TooLargeError, and writes nothing, if that is more than was announced; UnknownUploadError if the upload
-        was discarded meanwhile; DiskFullError, with as much written as there was room for.
+        Raises TooLargeError, and writes nothing, if that is more than was announced; DiskFullError, with as much
+        written as there was room for.
         """
         if self.received + len(data) > self.limit:
             raise TooLargeError(f"The file has more bytes than its announced {self.limit}; choose it again.")
-        if not (self._folder / _RECORD).exists():
-            raise UnknownUploadError()
         view = memoryview(data)
         try:
             while view:
@@ -147,6 +144,20 @@ class Part:
             self.sync()
         finally:
             self._file.close()
+
+
+class Part(GrowingFile):
+    """The file of an upload while somebody has the sole right to write to it."""
+
+    def __init__(self, folder: Path, upload: Upload) -> None:
+        super().__init__(folder / _PART, upload.received, upload.size)
+        self._folder = folder
+
+    def write(self, data: bytes) -> None:
+        """Add `data` to the end of the file. Raises UnknownUploadError if the upload was discarded meanwhile."""
+        if not (self._folder / _RECORD).exists():
+            raise UnknownUploadError()
+        super().write(data)
 
 
 class Uploads:
@@ -292,7 +303,7 @@ class Uploads:
         found = []
         for record in self.storage.uploads_folder(session).glob(f"*/{_RECORD}"):
             with contextlib.suppress(UnknownUploadError):  # discarded while we look
-                found.append(self._read(record.parent))
+                found.append(self.get(session, record.parent.name))
         return sorted(found, key=lambda upload: upload.begun_at)
 
     def unsettled(self) -> list[tuple[str, Upload]]:
@@ -377,8 +388,8 @@ class Uploads:
         if not is_id(upload_id):
             raise UnknownUploadError()
         folder = self.storage.upload_folder(session, upload_id)
-        if not (folder / _RECORD).exists():
-            raise UnknownUploadError()
+        if not is_plain(folder / _RECORD, folder.parent) or (folder / _PART).is_symlink():
+            raise UnknownUploadError()  # also what a link leads to is not of this upload
         return folder
 
     def _read(self, folder: Path) -> Upload:

@@ -123,16 +123,16 @@ def picture_in_kernel(
     x, weight, bias, out, partial, height, width,
     C: tl.constexpr, G: tl.constexpr, PIXELS: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
-    """A 3x3x3 convolution of pictures with 4 channels, ``x`` (2 + T, H, W, 4), plus bias, and its moments.
+    """A 3x3x3 convolution of pictures, ``x`` (2 + T, 3, H, W), plus bias, and its moments.
 
-    ``weight`` is (128, C): 27 taps of 4 channels, then zeros. All products of a tile are one matrix product.
+    ``weight`` is (128, C): 27 taps of 3 colours, then zeros. All products of a tile are one matrix product.
     """
     frame = tl.program_id(1).to(tl.int64)
     num_pixels = height * width
     first = tl.program_id(0) * LOOP * PIXELS
     channel = tl.arange(0, C)
     entry = tl.arange(0, 128)
-    tap = entry // 4
+    tap, colour = entry // 3, entry % 3
     back, down, right = tap // 9, tap // 3 % 3 - 1, tap % 3 - 1
     kernel = tl.load(weight + entry[:, None] * C + channel[None, :])
     shift = tl.load(bias + channel).to(tl.float32)
@@ -144,7 +144,7 @@ def picture_in_kernel(
         inside = (pixel < num_pixels)[:, None]
         row, column = pixel[:, None] // width + down[None, :], pixel[:, None] % width + right[None, :]
         seen = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width) & (tap < 27)[None, :]
-        place = (((frame + back)[None, :] * height + row) * width + column) * 4 + (entry % 4)[None, :]
+        place = (((frame + back) * 3 + colour)[None, :] * height + row) * width + column
         values = tl.load(x + place, mask=seen, other=0.0)
         rounded = (tl.dot(values, kernel, input_precision="ieee") + shift[None, :]).to(out.dtype.element_ty)
         offset = (frame * num_pixels + pixel)[:, None] * C + channel[None, :]

@@ -9,7 +9,7 @@ const LOST_AFTER = 2; // failures in a row before the page says so
 const RETRY_MS = [1000, 1000, 2000, 3000, 5000];
 const PARTS = ["running", "waiting", "finished", "ended", "space"];
 
-const state = { tags: {}, search: "", limit: 0, failures: 0, timer: 0, asking: null, isRunning: true, isWaiting: true };
+const state = { tags: {}, search: "", limit: 0, everybody: false, failures: 0, timer: 0, asking: null, isRunning: true, isWaiting: true };
 let tell = () => {};
 let tellTrouble = () => {};
 
@@ -30,9 +30,10 @@ export function refresh() {
   ask();
 }
 
-export function look({ search = state.search, limit = state.limit }) {
-  Object.assign(state, { search, limit });
-  delete state.tags.finished; // another question
+export function look({ search = state.search, limit = state.limit, everybody = state.everybody }) {
+  if (everybody === state.everybody) delete state.tags.finished; // another question
+  else state.tags = {};
+  Object.assign(state, { search, limit, everybody });
   refresh();
 }
 
@@ -64,6 +65,7 @@ async function ask() {
   try {
     const query = new URLSearchParams({
       tags: PARTS.map((name) => state.tags[name] ?? "").join(","), search: state.search, limit: String(state.limit),
+      ...(state.everybody ? { everybody: "true" } : {}),
     });
     const response = await send(`studio/snapshot?${query}`, { signal: asking.signal });
     if (response.status === 401 || response.status === 403) return void finish(asking, "ended");

@@ -1,5 +1,6 @@
 // The queue and the finished jobs below it: lists, search, what is used, and whether the server can be reached.
 
+import { whoAmI } from "./account.js";
 import { make, setHidden, setText, toSize } from "./dom.js";
 import { makeJobList } from "./joblist.js";
 import { follow, makeBell } from "./notify.js";
@@ -37,6 +38,8 @@ export function attach(element, props, trigger) {
     clearTimeout(typing);
     typing = setTimeout(() => look({ search: parts.search.value.trim(), limit: isPhone ? PHONE_PAGE : PAGE }), TYPING_MS);
   });
+  parts.everybody.firstChild.addEventListener("change", (event) => look({ everybody: event.target.checked }));
+  whoAmI().then(({ isAdmin }) => setHidden(parts.everybody, !isAdmin), () => {});
   parts.more.addEventListener("click", () => look({ limit: shown().limit + PAGE }));
 
   listen(({ running, waiting, finished, space, selected, jobs, isKnown }) => {
@@ -72,6 +75,7 @@ function makeParts() {
     count: make("span", { class: "count" }),
     trouble: make("p", { class: "trouble", role: "status" }),
     alert: make("p", { class: "alert", role: "alert" }),
+    everybody: make("label", { class: "everybody", hidden: true }, make("input", { type: "checkbox" }), "All users"),
     empty: make("p", { class: "empty", hidden: true }, "Nothing in the queue. Files that you start run here one after another."),
     queue: make("ol"),
     history: make("ol"),
@@ -89,7 +93,7 @@ function makeParts() {
   );
   parts.element = make(
     "div", { class: "panel" },
-    make("div", { class: "line title" }, make("h2", {}, "Queue", parts.count), makeBell()),
+    make("div", { class: "line title" }, make("h2", {}, "Queue", parts.count), parts.everybody, makeBell()),
     parts.trouble, parts.alert, parts.empty,
     make("div", { class: "scroll" }, parts.queue, parts.past),
     parts.news,

@@ -15,6 +15,7 @@ export function makeRow(job, does) {
   const row = {
     id,
     picture: make("img", { alt: "", class: "thumb", draggable: "false" }),
+    owner: make("span", { class: "owner" }),
     facts: make("span", { class: "facts" }),
     text: make("span", { class: "text" }),
     cost: make("span", { class: "cost" }),
@@ -31,6 +32,8 @@ export function makeRow(job, does) {
     retry: button("Try again", () => does.act("retry", id)),
     remove: button("Remove", () => askOnce(row.remove, job, () => does.act("remove", id))),
     more: button("Details of", () => toggleDetails(row), "⋯"),
+    first: button("Run before all others", () => does.act("priority", id, { priority: 1 })),
+    usual: button("Usual priority", () => does.act("priority", id, { priority: 0 })),
     question: make("div", { class: "question", role: "group", "aria-label": "Keep the finished part?", hidden: true }),
     settings: make("dl", {}),
     stays: make("p", {}),
@@ -43,6 +46,7 @@ export function makeRow(job, does) {
       button("Duplicate", () => does.act("duplicate", id)),
       button("Use these settings", () => does.form("use", id)),
       button("Run with the form's settings", () => does.form("again", id)),
+      row.first, row.usual,
     ),
   );
   row.element = make(
@@ -50,7 +54,7 @@ export function makeRow(job, does) {
     row.picture,
     make(
       "div", { class: "body" },
-      make("div", { class: "line" }, make("span", { class: "name", title: job.name }, job.name), row.facts),
+      make("div", { class: "line" }, make("span", { class: "name", title: job.name }, job.name), row.owner, row.facts),
       row.bar,
       make("div", { class: "line status" }, row.text, row.cost, row.percent),
     ),
@@ -71,7 +75,10 @@ export function showRow(row, job, { isSelected, canMoveUp, canMoveDown }) {
   row.element.className = job.status + (isSelected ? " selected" : "") + open;
   row.element.draggable = job.canMove && (canMoveUp || canMoveDown);
   if (job.thumbnail && row.picture.getAttribute("src") !== job.thumbnail) row.picture.src = job.thumbnail;
+  setText(row.owner, job.owner ?? "");
   setText(row.facts, job.facts);
+  setHidden(row.first, !job.owner || !job.canMove || job.isFirst);
+  setHidden(row.usual, !job.owner || !job.canMove || !job.isFirst);
   setText(row.text, job.text);
   setText(row.cost, job.cost);
   setText(row.percent, job.status === "running" && job.percent !== null ? `${job.percent} %` : "");

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, memory, report, speed, store
+from benchmarks import gpu, gpu_accuracy, memory, report, speed, store
 from benchmarks.jobs import JobCost, run_job
 from inference.errors import RestoreError
 from models.dit import DiT
+from models.vae_memory import VAEMemory
 from models.video_vae import VideoVAE
 from tests.benchmarks.conftest import TINY_DIT, TINY_VAE
 
@@ -74,17 +75,28 @@ def test_the_gpu_stages_run_on_random_weights() -> None:
         dit, vae = DiT(TINY_DIT), VideoVAE(TINY_VAE)
     for network in (dit, vae):
         gpu.randomize(network, torch.device("cpu"), torch.float32)
-    stages = gpu.measure_both(dit, vae, (32, 16), num_frames=9, runs=2, baseline=True)
+    stages, _ = gpu.measure_both(dit, vae, (32, 16), num_frames=9, runs=2, baseline=True)
     assert [stage.name for stage in stages] == ["VAE encode", "DiT", "VAE decode"]
     assert all(len(stage.seconds) == 2 and stage.median_ms > 0 and stage.plain_seconds for stage in stages)
     assert all(stage.flop > 0 and stage.predicted_bytes > 0 for stage in stages)
+
+
+def test_the_fast_path_is_held_against_float32_beside_the_plain_one() -> None:
+    with torch.device("meta"):
+        dit, vae = DiT(TINY_DIT), VideoVAE(TINY_VAE)
+    for network in (dit, vae):
+        gpu.randomize(network, torch.device("cpu"), torch.bfloat16)
+    text = torch.randn(5, TINY_DIT.text_width).bfloat16()
+    found = gpu_accuracy.compare(dit, vae, text)
+    assert {accuracy.stage for accuracy in found} == {"VAE encode", "DiT", "VAE decode", "all"}
+    assert all(0 < accuracy.plain < 0.1 and accuracy.ratio == 1 for accuracy in found)  # both are plain on a CPU
 
 
 def test_random_weights_keep_activations_finite() -> None:
     with torch.device("meta"):
         vae = VideoVAE(TINY_VAE)
     gpu.randomize(vae, torch.device("cpu"), torch.float32)
-    latent = gpu.encode(vae, torch.rand(1, 3, 5, 16, 16) * 2 - 1, slice_frames=4)
+    latent = gpu.encode(vae, torch.rand(1, 3, 5, 16, 16) * 2 - 1, 4, VAEMemory())
     assert latent.shape == (1, 4, 2, 2, 2)
     assert torch.isfinite(latent).all()
     assert latent.std() > 1e-3

@@ -6,7 +6,7 @@ in a process of its own, forked after torch and the model are there, and ends in
 
 `die` says when the process sends itself SIGKILL: {"before": NAME} or {"after": NAME}, when a file gets its final name
 NAME; {"step": N}, at the N-th time that a file is made durable or renamed; {"seconds": S}, wherever it is by then, sent
-by its parent; or null.
+by its parent; or null. {"skip": [NAMES]} beside that leaves out states, as if it were not time to save them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 
+from inference import resume
 from inference.checkpoint import Models, load_models
 from inference.errors import RestoreError
 from inference.meter import Meter
 from inference.pipeline import prepare, run
 from inference.progress import Progress, Stage
 from inference.settings import load_settings
+from inference.shot_state import ShotState
 from inference.tracker import Tracker
 
 
@@ -60,6 +62,13 @@ def arrange_death(wish: dict[str, Any]) -> None:
             die()
 
     os.fsync, os.replace = deadly_fsync, deadly_replace  # type: ignore[assignment]
+    save = resume.StateSchedule.save
+
+    def save_some(schedule: resume.StateSchedule, state: ShotState, path: Path) -> None:
+        if path.name not in wish.get("skip", ()):
+            save(schedule, state, path)
+
+    resume.StateSchedule.save = save_some  # type: ignore[method-assign]
 
 
 def restore(job: dict[str, Any], models: Models, tell: Callable[[str], None]) -> None:

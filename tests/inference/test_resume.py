@@ -14,7 +14,10 @@ from typing import Any
 
 import av
 import pytest
+import torch
 
+from inference import resume
+from inference.shot_state import ShotState
 from inference.units import finished_units, intact_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,3 +323,43 @@ def test_states_of_earlier_units_are_not_kept(die_at: DieAt, work: Path) -> None
     die_at({"before": "000003.nut"})
 
     assert sorted(path.name for path in work.glob("*.state")) == ["000001.state", "000002.state"]
+
+
+def test_where_states_are_saved_now_and_then_only_the_units_since_are_made_again(
+    die_at: DieAt, go_on: GoOn, work: Path
+) -> None:
+    die_at({"before": "000003.nut", "skip": ["000001.state", "000002.state"]})
+    assert [path.name for path in work.glob("*.state")] == ["000000.state"]  # old, but the latest
+
+    assert STARTS[1] <= go_on() < STARTS[2]
+
+
+def test_a_large_state_is_saved_when_that_takes_a_small_share_of_what_a_crash_would_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"now": 0.0, "write": 4.0}
+
+    def save(state: ShotState, path: Path) -> None:
+        path.write_bytes(b"state")
+        seconds["now"] += seconds["write"]
+
+    monkeypatch.setattr(resume, "_SMALL_STATE_BYTES", 100)
+    monkeypatch.setattr(resume, "_FIRST_RATE", 100.0)
+    monkeypatch.setattr(resume, "save_state", save)
+    schedule = resume.StateSchedule(lambda: seconds["now"])
+    large, small = (ShotState(latents=[torch.zeros(count)]) for count in (100, 10))
+    saved = []
+    for unit in range(12):
+        seconds["now"] += 10.0
+        path = tmp_path / f"{unit}.state"
+        schedule.save(small if unit == 11 else large, path)
+        saved.append(path.exists())
+
+    # 400 bytes take 4 s, by the first guess and as measured: due after 40 s. A small one is saved at once.
+    assert saved == [False, False, False, True, False, False, False, True, False, False, False, True]
+
+
+def test_a_disk_without_room_keeps_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "_SPARE_DISK", 2**60)
+    resume.StateSchedule().save(ShotState(latents=[torch.zeros(10)]), tmp_path / "0.state")
+    assert list(tmp_path.iterdir()) == []

@@ -147,7 +147,7 @@ def test_a_cancelled_job_keeps_its_work_folder_and_its_units(
         worker.restore(source, tmp_path / "out.mp4", settings, report, cancellation, work)
 
     assert len(finished_units(work)) >= 1
-    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "work"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "work", "work.lock"}
     assert worker.pid is not None
 
 

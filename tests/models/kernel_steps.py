@@ -3,6 +3,8 @@
 Triton decides when it is imported whether kernels are interpreted, so that needs a process of its own:
 
     TRITON_INTERPRET=1 python -m tests.models.kernel_steps
+
+On a machine with a CUDA card it runs the compiled kernels: `compute-sanitizer python -m tests.models.kernel_steps`.
 """
 
 from __future__ import annotations
@@ -17,20 +19,22 @@ from torch import Tensor, nn
 from models import fused_ops, token_ops
 from tests.models.vae_models import random_tensor
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def small(*shape: int, seed: int = 1) -> Tensor:
-    return random_tensor(*shape, dtype=torch.float32, seed=seed)
+    return random_tensor(*shape, dtype=torch.float32, seed=seed).to(DEVICE)
 
 
 def norm_of(channels: int) -> nn.GroupNorm:
-    norm = nn.GroupNorm(8, channels, eps=1e-6).requires_grad_(False)
+    norm = nn.GroupNorm(8, channels, eps=1e-6).to(DEVICE).requires_grad_(False)
     norm.weight.copy_(small(channels, seed=8))
     norm.bias.copy_(small(channels, seed=9))
     return norm
 
 
 def add_into_a_padded_picture() -> list[Tensor]:
-    buffer = torch.full((3, 8, 10, 32), 7.0)
+    buffer = torch.full((3, 8, 10, 32), 7.0, device=DEVICE)
     _, moments = fused_ops.add(
         small(3, 7, 9, 32) + 40, small(32, seed=2), small(3, 7, 9, 32, seed=3), 8, buffer[:, :7, :9]
     )
@@ -46,13 +50,13 @@ def norm_and_silu() -> list[Tensor]:
 
 
 def unfold() -> list[Tensor]:
-    out = torch.empty(4, 6, 8, 32)
+    out = torch.full((4, 6, 8, 32), torch.nan, device=DEVICE)
     moments = fused_ops.unfold(small(2, 4, 5, 4 * 2 * 32), small(3, 3, 4 * 2 * 32, seed=2), 2, 8, out)
     return [out, moments]
 
 
 def pictures() -> list[Tensor]:
-    inside, moments = fused_ops.picture_in(small(5, 6, 9, 4), small(32, 4, 3, 3, 3, seed=2), small(32, seed=3), 8)
+    inside, moments = fused_ops.picture_in(small(5, 3, 6, 9), small(32, 3, 3, 3, 3, seed=2), small(32, seed=3), 8)
     return [inside, moments, fused_ops.picture_out(small(5, 6, 9, 32), small(3, 32, 3, 3, 3, seed=2), small(3, seed=3))]
 
 
@@ -72,8 +76,8 @@ def queries_of_two_streams() -> list[Tensor]:
         for rows in (11, 4)
     )
     shared = token_ops.ProjectedTokens(torch.cat([video.qkv, text.qkv]), video.norm_q, video.norm_k)
-    rotation = torch.polar(torch.ones(15, 8), 3 * small(15, 8, seed=6))
-    rows = torch.randint(0, 15, (37,), generator=torch.Generator().manual_seed(0))
+    rotation = torch.polar(torch.ones(15, 8, device=DEVICE), 3 * small(15, 8, seed=6))
+    rows = torch.randint(0, 15, (37,), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return [q for streams in ([video, text], [shared]) for q in token_ops.window_qkv(streams, rotation, rows, 3)]
 
 
@@ -91,7 +95,8 @@ STEPS: list[Callable[[], list[Tensor]]] = [
 @torch.no_grad()
 def main() -> None:
     """Print the largest difference of each step, relative to its largest value, as JSON."""
-    plain = {step.__name__: step() for step in STEPS}
+    with fused_ops.plain_pytorch():
+        plain = {step.__name__: step() for step in STEPS}
     fused_ops.uses_kernels = token_ops.uses_kernels = lambda x: True  # type: ignore[assignment]
     fused_ops._TILE, fused_ops._LOOP, fused_ops._COMBINED = 512, 2, 4  # small tensors have several tiles and blocks
     fused_ops._PICTURE_TILE, fused_ops._SOFTMAX_BLOCK = 16, 32

@@ -73,6 +73,28 @@ def visiting(
         context.close()
 
 
+@contextlib.contextmanager
+def signed_in(browser: Browser, url: str, viewport: ViewportSize, name: str, password: str) -> Iterator[Visit]:
+    """The page in a fresh browser context, after `name` has signed in on the login page."""
+    context = browser.new_context(viewport=viewport, accept_downloads=True)
+    try:
+        context.set_default_timeout(WAIT_MS)
+        context.set_default_navigation_timeout(WAIT_MS)
+        visit = Visit(context, context.new_page())
+        visit.page.on("request", lambda request: _note_outside(visit, request, url))
+        visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        visit.page.goto(url)
+        visit.page.get_by_label("Name").fill(name)
+        visit.page.get_by_label("Password").fill(password)
+        visit.page.get_by_role("button", name="Sign in").click()
+        visit.page.locator(".zone").wait_for()
+        visit.page.locator(".studio-queue h2").wait_for()
+        visit.page.get_by_role("button", name="Sign out").wait_for()
+        yield visit
+    finally:
+        context.close()
+
+
 def _note_outside(visit: Visit, request: Request, own: str) -> None:
     if not request.url.startswith((own, "data:", "blob:")):
         visit.outside.append(request.url)

@@ -71,3 +71,57 @@ def cutting_proxy(target: str, prefix: str, limit_s: float) -> Iterator[tuple[st
         proxy.shutdown()
         proxy.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def losing_proxy(target: str, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """(address of the app below `prefix`, paths whose answer was lost): the answer to the second PATCH never comes."""
+    origin = urlsplit(target)
+    lost: list[str] = []
+    patches: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.0"  # one request a connection
+
+        def pass_on(self) -> None:
+            upstream = http.client.HTTPConnection(origin.hostname or "", origin.port, timeout=30)
+            try:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
+                upstream.request(
+                    self.command, self.path.removeprefix(prefix), body, headers | {"Content-Length": str(len(body))}
+                )
+                reply = upstream.getresponse()
+                content = reply.read()
+                if self.command == "PATCH":
+                    patches.append(self.path)
+                    if len(patches) == 2:
+                        lost.append(self.path)
+                        return
+                self.send_response(reply.status)
+                for name, value in reply.getheaders():
+                    if name.lower() not in _HOP:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+            finally:
+                upstream.close()
+                self.close_connection = True
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = pass_on  # noqa: N815  the names of the base class
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing; the test sees what it needs."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.daemon_threads = True
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_address[1]}{prefix}/", lost
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        thread.join()

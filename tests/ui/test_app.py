@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -43,3 +45,33 @@ def test_the_server_serves_the_page_keeps_its_files_in_the_data_folder_and_ends_
     assert (tmp_path / "data" / "sessions").is_dir()
     assert "SeedVR Studio has stopped" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.timeout(240)
+def test_a_public_server_asks_for_the_password_that_it_printed_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SEEDVR_USERS", "SEEDVR_ADMINS", "SEEDVR_ACCOUNTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "192.0.2.1")  # a proxy elsewhere: what this test sends is not believed
+    with running_server(tmp_path, "--host", "0.0.0.0") as server:
+        password = server.log.read_text().partition("password  ")[2].split()[0]
+        assert ask(server.url, "wrong") == 401
+        assert ask(server.url, password) == 200
+    with running_server(tmp_path, "--host", "0.0.0.0") as server:
+        assert "password  " not in server.log.read_text()
+        assert ask(server.url, password) == 200
+        answers = [ask(server.url, "wrong", f"198.51.100.{index}") for index in range(20)]
+    assert answers == [401] * 19 + [429]  # the right one was an attempt too
+
+
+def ask(url: str, password: str, forwarded_for: str = "") -> int:
+    """The status of the answer to the admin with this password."""
+    credentials = base64.b64encode(f"admin:{password}".encode()).decode()
+    headers = {"Authorization": f"Basic {credentials}", **({"X-Forwarded-For": forwarded_for} if forwarded_for else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}studio/me", headers=headers), timeout=20) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code

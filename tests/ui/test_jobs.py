@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inference.errors import CancelledError, DiskFullError, MediaError, WorkerDiedError
+from inference.errors import CancelledError, DiskFullError, FolderInUseError, MediaError, WorkerDiedError
 from inference.progress import Cancellation, Progress, Report, Stage
 from seedvr_ui.attempt import run_job
 from seedvr_ui.jobs import MAX_HISTORY, Ending, Job, JobStatus, Outcome, TransitionError, Wish
@@ -218,3 +218,46 @@ def test_no_state_but_a_draft_can_be_submitted(job: Job, status: JobStatus) -> N
     if status in states:
         with pytest.raises(TransitionError):
             states[status].queue(1.0)
+
+
+def _end_the_app(job: Job, *num_frames: int) -> Job:
+    """The job after the app has ended without a word so many times, with so many frames in finished units."""
+    for number in num_frames:
+        job = job.start().abandon(number).go_on()
+    return job
+
+
+def test_a_job_that_ends_the_app_three_times_at_the_same_frame_waits_with_a_sentence(job: Job) -> None:
+    assert _end_the_app(job, 48, 48).status is JobStatus.QUEUED
+    waiting = _end_the_app(job, 0, 48, 48, 48)
+    assert waiting.status is JobStatus.PAUSED
+    assert waiting.message.startswith("The server ended 3 times at frame 48 of this file")
+    assert waiting.history[-1].is_news
+
+
+def test_a_job_that_gets_ahead_goes_on_however_often_the_app_ends(job: Job) -> None:
+    assert _end_the_app(job, *(number // 2 for number in range(40))).status is JobStatus.QUEUED
+
+
+def test_orderly_ends_of_the_app_do_not_count(job: Job) -> None:
+    stopped = Outcome(ending=Ending.STOPPED)
+    for _ in range(10):
+        job = job.start().finish(stopped).go_on()
+    assert (job.status, job.crashes) == (JobStatus.QUEUED, ())
+
+
+@pytest.mark.parametrize("again", ["resume", "retry"])
+def test_after_somebody_has_looked_a_job_has_its_three_chances_again(job: Job, again: str) -> None:
+    waiting = _end_the_app(job, 5, 5, 5)
+    job = waiting.resume() if again == "resume" else waiting.cancel().retry(2.0)
+    assert _end_the_app(job, 5, 5).status is JobStatus.QUEUED
+
+
+def test_a_cancellation_wins_over_waiting(job: Job) -> None:
+    assert _end_the_app(job, 5, 5).start().want(Wish.CANCEL).abandon(5).go_on().status is JobStatus.CANCELLED
+
+
+def test_a_job_whose_work_folder_is_in_use_waits_with_a_sentence(job: Job) -> None:
+    waiting = _run(job, _raise(FolderInUseError("Another process still works on this job.")))
+    assert (waiting.status, waiting.message) == (JobStatus.PAUSED, "Another process still works on this job.")
+    assert waiting.can_resume

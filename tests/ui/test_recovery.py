@@ -186,6 +186,29 @@ def test_a_job_goes_on_from_its_finished_units_after_the_server_ended(
     assert statuses == ["queued", "running", "interrupted", "queued", "running", "succeeded"]
 
 
+def test_a_job_that_kills_the_server_again_and_again_waits_and_the_next_one_runs(
+    tmp_path: Path, wait_until: Wait
+) -> None:
+    storage, output = Storage(tmp_path / "data"), tmp_path / "output"
+    setup = Store(storage)
+    setup.open()
+    job, other = setup.add(make_job(storage, OWNERS[0], 1.0)), setup.add(make_job(storage, OWNERS[0], 2.0))
+    setup.close()
+    for number in range(4):
+        polite = number == 1  # such an end does not count
+        before = output.read_text().count("begins at") if output.exists() else 0
+        mode = "close on SIGTERM" if polite else ""
+        with _child(_RUN_A_JOB, str(storage.root), "0", mode, output=output) as child:
+            wait_until(lambda before=before: output.exists() and output.read_text().count("begins at") > before)
+            child.send_signal(signal.SIGTERM if polite else signal.SIGKILL)
+            child.wait(LIMIT_S)
+    with _child(_RUN_A_JOB, str(storage.root), "9", "", output=output):
+        wait_until(lambda: manifest.read(other.folder)[0].status is JobStatus.SUCCEEDED)
+    waiting, _ = manifest.read(job.folder)
+    assert (waiting.status, waiting.attempts, waiting.crashes) == (JobStatus.PAUSED, 4, (0, 0, 0))
+    assert "ended 3 times at frame 0" in waiting.message
+
+
 # --- whose lease it is ---
 
 

@@ -203,7 +203,7 @@ def test_a_running_job_is_paused_keeps_its_work_and_lets_others_go_on(
     wait_until(lambda: _status(manager, session, second.id) is JobStatus.SUCCEEDED)
     manager.resume(session, first.id)
     wait_until(lambda: _status(manager, session, first.id) is JobStatus.SUCCEEDED)
-    assert not first.work.exists()
+    wait_until(lambda: not first.work.exists())
 
 
 @pytest.mark.parametrize("keep_part", [True, False])

@@ -1,0 +1,66 @@
+"""Puts accounts, secret and policy together when the server starts: the `Access` of an address."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from seedvr_ui.access import Access
+from seedvr_ui.accounts import FILE_NAME, AccountError, Accounts, load_accounts, load_secret
+from seedvr_ui.login import Login
+from seedvr_ui.login_policy import LoginPolicy, decide_login
+
+FIRST_ADMIN = "admin"
+
+
+def accounts_path(data: Path, named: Path | None = None) -> Path:
+    """The file of accounts: `named`, else SEEDVR_ACCOUNTS, else in the data folder."""
+    given = named or (Path(os.environ["SEEDVR_ACCOUNTS"]) if os.environ.get("SEEDVR_ACCOUNTS") else None)
+    return (given or data / FILE_NAME).expanduser()
+
+
+def make_access(
+    host: str,
+    data: Path,
+    accounts_file: Path | None = None,
+    *,
+    root_path: str = "",
+    is_login_off: bool = False,
+    is_shared: bool = False,
+    tell: Callable[[str], None],
+) -> Access:
+    """Who may come in to a server on `host` over the folder `data`; see `decide_login`.
+
+    A password that has to be made is given to `tell`, once; only its hash is kept. Raises AccountError,
+    OpenServerError.
+    """
+    path = accounts_path(data, accounts_file)
+    if path != accounts_path(data) or os.environ.get("SEEDVR_ACCOUNTS"):
+        _require_file(path)
+    accounts = load_accounts(path, data)
+    policy = decide_login(host, has_accounts=bool(accounts), is_login_off=is_login_off, is_shared=is_shared)
+    if policy is LoginPolicy.ANONYMOUS:
+        return Access(path=root_path)
+    if policy is LoginPolicy.GENERATE:
+        tell(_make_admin(accounts))
+    return Access(Login(accounts, load_secret(data)), root_path)
+
+
+def _make_admin(accounts: Accounts) -> str:
+    password = secrets.token_urlsafe(12)
+    accounts.file.add(FIRST_ADMIN, password, is_admin=True)
+    return (
+        "\nThis server can be reached by others, so people have to sign in. The first account:\n\n"
+        f"    name      {FIRST_ADMIN}\n    password  {password}\n\n"
+        "The password is shown this once. Another one: seedvr accounts password admin. More people: "
+        "seedvr accounts add NAME\n"
+    )
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise AccountError(
+            f"There is no file of accounts {path}; make it with `seedvr accounts add NAME --admin --accounts {path}`."
+        )
