@@ -39,7 +39,7 @@ from inference.media.target import check_target
 from inference.media.writer import EncodeParameters, SegmentWriter
 from inference.offload import offloaded
 from inference.progress import Stage
-from inference.resume import Start, StateSchedule, TakenFrames, go_on, identify_job, keep_unit
+from inference.resume import Start, TakenFrames, go_on, identify_job, keep_unit
 from inference.settings import RestoreSettings
 from inference.shot import ShotPlan, ShotStream, restore_shot
 from inference.shot_state import ShotState
@@ -240,7 +240,7 @@ class _Video:
         is_kept: bool,
     ) -> None:
         self._models, self._plan, self._tracker, self._store = models, plan, tracker, store
-        self._frames_per_unit, self._schedule = frames_per_unit, StateSchedule() if is_kept else None
+        self._frames_per_unit, self._is_kept = frames_per_unit, is_kept
         encode = job.restore.encode
         self._parameters = EncodeParameters.for_source(job.info, job.size, encode.quality, encode.preset.value)
 
@@ -250,11 +250,12 @@ class _Video:
         first_frame, state, taken = start.first_frame, start.state, start.taken
         for shot, frames in enumerate(_shots_from(start, self._tracker.find_shot), start.shot):
             self._tracker.begin_shot(shot)
-            stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, taken.pixels())
+            stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, start.latest)
+            start.latest.clear()
             slices = stream.slices(taken.follow(frames))
             for pictures in slices:
                 num_frames = self._write_segment(chain([pictures], slices), taken)
-                keep_unit(self._store, shot, num_frames, stream.state, taken, start.detector, schedule=self._schedule)
+                keep_unit(self._store, shot, num_frames, stream, taken, start.detector, is_kept=self._is_kept)
                 self._tracker.finish_unit()
             first_frame += stream.state.taken
             state, taken = None, TakenFrames()

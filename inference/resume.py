@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -32,20 +31,12 @@ from inference.media.info import MediaInfo
 from inference.media.reader import FrameReader
 from inference.media.shots import ShotDetector
 from inference.settings import RestoreSettings, to_dict
+from inference.shot import ShotStream
 from inference.shot_state import ShotState, StateFileError, load_state, save_state
 from inference.sizes import Size
 from inference.units import Bookmark, Check, Unit, UnitStore, identify_source
 
 log = logging.getLogger(__name__)
-
-_SMALL_STATE_BYTES = 2 * 2**30
-"""States up to this size are saved after every unit, larger ones (of the released models) as `StateSchedule` says."""
-
-_SHARE = 0.1
-"""Of the time since the last state was saved that writing a large one may take."""
-
-_FIRST_RATE = 1e9
-"""Bytes per second of the disk, until it was measured."""
 
 _SPARE_DISK = 4
 """A state is saved only where the disk has room for so many of it: the result matters more."""
@@ -70,32 +61,32 @@ def identify_job(
 
 
 class TakenFrames:
-    """Source frames that a shot has taken and whose restored ones are not written yet, and the one before them."""
+    """What is kept of the frames that a shot has taken: the times of those that are not written yet, and of the latest
+    ones, which who goes on reads again, their fingerprints."""
 
-    def __init__(self, held: Iterable[Frame] = (), latest: Frame | None = None) -> None:
-        self._held: deque[Frame] = deque(held)
-        self._latest = self._held[-1] if self._held else latest
+    def __init__(self, latest: Sequence[Frame] = (), num_held: int = 0) -> None:
+        """`latest`: frames that were taken already, of which the last `num_held` are held."""
+        self._held: deque[Fraction] = deque(frame.pts for frame in latest[len(latest) - num_held :])
+        self._fingerprints: deque[bytes] = deque(map(_fingerprint, latest))
 
     def follow(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         """The pictures of `frames`, each of which is taken."""
         for frame in frames:
-            self._held.append(frame)
-            self._latest = frame
+            self._held.append(frame.pts)
+            self._fingerprints.append(_fingerprint(frame))
             yield frame.pixels
-
-    def pixels(self) -> list[NDArray[np.uint8]]:
-        """The pictures that are held."""
-        return [frame.pixels for frame in self._held]
 
     def pop(self) -> Fraction:
         """The time of the next frame to be written, which is no longer held."""
-        return self._held.popleft().pts
+        return self._held.popleft()
 
-    @property
-    def to_read_again(self) -> list[Frame]:
-        """The latest frames, at least one, which who goes on has to have."""
-        assert self._latest is not None
-        return list(self._held) or [self._latest]
+    def to_read_again(self, num_warm_up: int) -> tuple[int, str]:
+        """How many of the latest frames who goes on has to have, at least one, and the fingerprint of them all."""
+        count = max(len(self._held), num_warm_up, 1)
+        for _ in range(len(self._fingerprints) - count):
+            self._fingerprints.popleft()
+        assert len(self._fingerprints) == count
+        return count, _join(self._fingerprints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +94,8 @@ class Start:
     """Where the work on a video begins.
 
     shot, first_frame: number and first frame of the shot to begin with. state: where that one stands, None at its
-    start. taken: its frames that are held. reader: gives the frame after them. detector: knows the frames before it;
-    None if shots are not looked for.
+    start. latest: its last frames that were taken, for the stream that goes on. taken: the same, for the next units.
+    reader: gives the frame after them. detector: knows the frames before it; None if shots are not looked for.
     """
 
     reader: FrameReader
@@ -112,6 +103,7 @@ class Start:
     shot: int = 0
     first_frame: int = 0
     state: ShotState | None = None
+    latest: list[NDArray[np.uint8]] = field(default_factory=list)
     taken: TakenFrames = field(default_factory=TakenFrames)
 
 
@@ -145,61 +137,49 @@ def go_on(
             shot=unit.shot,
             first_frame=unit.stop - state.given,
             state=state,
-            taken=TakenFrames(frames[len(frames) - num_held :], latest=frames[-1]),
+            latest=[frame.pixels for frame in frames],
+            taken=TakenFrames(frames, num_held),
         )
     return Start(reader=FrameReader(source, info, check=check), detector=fresh)
-
-
-class StateSchedule:
-    """Decides after which units the state of a shot is saved; a crash costs the units since then.
-
-    A large one takes long to write. It is due when that takes a small share of the time that a crash would cost by now.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._rate, self._saved_at = clock, _FIRST_RATE, clock()
-
-    def save(self, state: ShotState, path: Path) -> None:
-        """Save the state to `path` if that is due and the disk has room. Raises MediaError."""
-        size = state.num_bytes
-        started = self._clock()
-        if size > _SMALL_STATE_BYTES and size / self._rate > _SHARE * (started - self._saved_at):
-            return
-        if shutil.disk_usage(path.parent).free < _SPARE_DISK * size:
-            log.info("the disk has no room for the state of the shot (%.1f GB)", size / 1e9)
-            return
-        with writing(path):
-            save_state(state, path)
-        self._saved_at = self._clock()
-        self._rate = size / max(1e-3, self._saved_at - started)
 
 
 def keep_unit(
     store: UnitStore,
     shot: int,
     num_frames: int,
-    state: ShotState,
+    stream: ShotStream,
     taken: TakenFrames,
     detector: ShotDetector | None,
     *,
-    schedule: StateSchedule | None,
+    is_kept: bool,
 ) -> Unit:
     """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
 
-    Without a `schedule` nothing is written that only a later process needs; after a shot this process may go on, too.
+    Unless `is_kept`, nothing is written that only a later process needs; after a shot this process may go on, too.
     """
-    if schedule is None and not state.is_over:
+    state = stream.state
+    if not is_kept and not state.is_over:
         return store.add(shot, num_frames, Bookmark(ends_shot=False, num_frames=0, fingerprint=""))
-    if schedule is not None and not state.is_over:
-        schedule.save(state, store.next_state)
-    frames = taken.to_read_again
+    if not state.is_over:
+        _save(state, store.next_state)
+    count, fingerprint = taken.to_read_again(stream.num_warm_up)
     bookmark = Bookmark(
         ends_shot=state.is_over,
-        num_frames=len(frames),
-        fingerprint=_fingerprint(frames),
+        num_frames=count,
+        fingerprint=fingerprint,
         recent=() if detector is None else detector.recent,
     )
     return store.add(shot, num_frames, bookmark)
+
+
+def _save(state: ShotState, path: Path) -> None:
+    """Save the state if the disk has room; without it a later process makes the units again that end with one."""
+    size = state.num_bytes
+    if shutil.disk_usage(path.parent).free < _SPARE_DISK * size:
+        log.info("the disk has no room for the state of the shot (%.1f GB)", size / 1e9)
+        return
+    with writing(path):
+        save_state(state, path)
 
 
 def _read_again(
@@ -212,7 +192,7 @@ def _read_again(
         reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check)
         try:
             frames = list(islice(reader, bookmark.num_frames))
-            if frames and _fingerprint(frames) == bookmark.fingerprint:
+            if frames and _join(map(_fingerprint, frames)) == bookmark.fingerprint:
                 return reader, frames
         except BaseException:
             reader.close()
@@ -221,9 +201,11 @@ def _read_again(
     return None
 
 
-def _fingerprint(frames: Sequence[Frame]) -> str:
-    digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(f"{frame.pts} {frame.pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(frame.pixels).data)
-    return digest.hexdigest()
+def _fingerprint(frame: Frame) -> bytes:
+    digest = hashlib.sha256(f"{frame.pts} {frame.pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(frame.pixels).data)
+    return digest.digest()
+
+
+def _join(fingerprints: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(fingerprints)).hexdigest()

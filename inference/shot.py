@@ -12,7 +12,7 @@ in [-1, 1].
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -34,6 +34,7 @@ from inference.shot_state import ShotState
 from inference.sizes import Size
 from inference.tracker import Tracker, Work
 from inference.transforms import crop, pad_video, resize_to_target, to_frames, to_pictures
+from inference.warm_up import num_warm_up_frames, remember
 from models.vae_memory import move_to_host
 from models.video_vae import VAEState
 
@@ -81,7 +82,7 @@ class ShotStream:
     """One shot in slices.
 
     Between two slices, `state` and the `taken - given` source frames that are held are all that the rest depends on:
-    a stream made with both goes on exactly where this one stands.
+    a stream made with both goes on exactly where this one stands. One with a cold state also needs those before them.
     """
 
     def __init__(
@@ -91,21 +92,55 @@ class ShotStream:
         tracker: Tracker,
         first_frame: int = 0,
         state: ShotState | None = None,
-        held: Iterable[Frame] = (),
+        latest: Sequence[Frame] = (),
     ) -> None:
+        """`latest`: the last frames that were taken; those that are held, and for a cold state `num_warm_up_frames`."""
         self.state = state or ShotState()
         self._models, self._plan, self._tracker, self._first_frame = models, plan, tracker, first_frame
         parameter = next(models.vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._held: deque[Frame] = deque(held)
-        assert len(self._held) == self.state.taken - self.state.given
+        num_held = self.state.taken - self.state.given
+        assert len(latest) >= num_held
+        self._held: deque[Frame] = deque(latest[len(latest) - num_held :])
+        self._latest = list(latest) if self.state.is_cold else []
         self._planner = WindowPlanner(plan.budget.window_latents, plan.overlap, self.state.planned)
+
+    @property
+    def num_warm_up(self) -> int:
+        """How many of the latest frames that were taken are needed to go on from `state` as its file holds it."""
+        if self.state.encoder is None or not self.state.has_large_histories:
+            return 0
+        return num_warm_up_frames(self._models.vae, self._plan.budget.encode_frames, self.state.taken)
 
     def slices(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         """Restored frames `(T, H, W, 3)`, slice by slice; `frames` are those of the shot that were not taken yet."""
         source = iter(frames)
+        self._warm_up()
         while self._settle(source):
             yield self._restore_slice(self.state.settled.pop(0))
+
+    def _warm_up(self) -> None:
+        """Make the histories of a cold state again, by slices of the sizes that they came from."""
+        state, size, latest = self.state, self._plan.budget.encode_frames, self._latest
+        self._latest = []
+        if state.encoder is not None and not state.encoder.histories:
+            count = num_warm_up_frames(self._models.vae, size, state.taken)
+            latest = latest[len(latest) - count :]
+            assert len(latest) == count
+            stream = None
+            for start in range(0, count - 1, size):
+                part = latest[: size + 1] if start == 0 else latest[start + 1 : start + 1 + size]
+                _, stream = self._encode_slice(part, stream)
+            assert stream is not None
+            state.encoder = VAEState(stream.histories, state.encoder.num_frames)
+            self._park(state.encoder)
+        if state.decoder is not None and not state.decoder.histories:
+            stream = None
+            for latent in state.recent:
+                self._tracker.check()
+                _, stream = self._decode_slice(latent, stream)
+            assert stream is not None
+            state.decoder = VAEState(stream.histories, state.decoder.num_frames)
 
     def _settle(self, source: Iterator[Frame]) -> bool:
         """Work on until restored latents are there to be decoded; False when the shot is over."""
@@ -141,7 +176,7 @@ class ShotStream:
             if is_first:
                 state.trust = SourceTrust.of(np.stack(part[:_NOISE_FRAMES]), self._plan.fidelity)
             missing = -(len(part) - 1 if is_first else len(part)) % 4
-            latent, encoder = self._encode_slice([*part, *[part[-1]] * missing])
+            latent, encoder = self._encode_slice([*part, *[part[-1]] * missing], state.encoder)
         state.encoder = None if state.has_ended else encoder
         state.taken += len(part)
         state.latents += _owned(latent, 1)
@@ -172,7 +207,8 @@ class ShotStream:
         self._tracker.check()
         with self._tracker.measure("decode"):
             self._park(state.encoder)
-            pictures, state.decoder = self._decode_slice(latent)
+            pictures, state.decoder = self._decode_slice(latent, state.decoder)
+            remember(state, latent, self._models.vae)
         count = min(len(pictures), len(self._held))  # what was padded at the end of the shot falls away here
         sources = [self._held.popleft() for _ in range(count)]
         step = count if self._device.type == "cuda" else 1  # frames that take long by themselves are done one by one
@@ -196,13 +232,11 @@ class ShotStream:
     # The steps that compute. Inference mode is entered in these and never across a yield, where it would leak.
 
     @torch.inference_mode()
-    def _encode_slice(self, frames: list[Frame]) -> tuple[Tensor, VAEState]:
+    def _encode_slice(self, frames: list[Frame], stream: VAEState | None) -> tuple[Tensor, VAEState]:
         pictures = resize_to_target(self._upload(frames), self._plan.target, self._device)
         video = pad_video(pictures, self._plan.padded).to(self._dtype)
-        posterior, state = self._models.vae.encode(
-            video, self.state.encoder, self._tracker.check, self._plan.budget.vae_memory
-        )
-        return posterior.mean * self._models.latent_scale, state
+        posterior, stream = self._models.vae.encode(video, stream, self._tracker.check, self._plan.budget.vae_memory)
+        return posterior.mean * self._models.latent_scale, stream
 
     @torch.inference_mode()
     def _denoise_window(self, window: Window) -> Tensor:
@@ -218,12 +252,10 @@ class ShotStream:
         return rearrange(restored, "t h w C -> 1 C t h w")
 
     @torch.inference_mode()
-    def _decode_slice(self, latent: Tensor) -> tuple[Tensor, VAEState]:
+    def _decode_slice(self, latent: Tensor, stream: VAEState | None) -> tuple[Tensor, VAEState]:
         scaled = (latent / self._models.latent_scale).to(self._dtype)
-        video, state = self._models.vae.decode(
-            scaled, self.state.decoder, self._tracker.check, self._plan.budget.vae_memory
-        )
-        return rearrange(video, "1 C T H W -> T C H W"), state
+        video, stream = self._models.vae.decode(scaled, stream, self._tracker.check, self._plan.budget.vae_memory)
+        return rearrange(video, "1 C T H W -> T C H W"), stream
 
     @torch.inference_mode()
     def _finish_slice(self, pictures: Tensor, sources: list[Frame]) -> Tensor:

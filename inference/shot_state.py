@@ -3,6 +3,9 @@
 With this value, the source frames that are still held, and the frames that follow, the rest of a shot comes out bit for
 bit as if nothing had been interrupted. So tensors go through the file with their memory layout, which decides the order
 in which a convolution adds. Latents are `(1, C, t, h, w)`.
+
+The histories of the VAE are most of a state: gigabytes for the released models. Since the VAE's past is finite, large
+ones are not written. Who goes on makes them again from frames and latents before (`inference.warm_up`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from inference.back_projection import SourceTrust
 from inference.durable import part_path, publish
 from models.video_vae import VAEState
 
-_FORMAT = 1
+_FORMAT = 2
+LARGE_HISTORIES_BYTES = 2**31
+"""Histories of the VAE up to this size are written after every unit, larger ones never."""
+
 _NUMBERS = ("taken", "given", "has_ended", "first_latent", "planned")
 
 
@@ -34,10 +40,11 @@ class ShotState:
 
     taken, given: frames read and frames restored so far; the ones between are the sources that are still held.
     has_ended: no frame follows. trust: decides the strength of the back-projection of each frame.
-    encoder, decoder: the two streams of the VAE, None at their start.
+    encoder, decoder: the two streams of the VAE, None at their start; without histories when a file left them out.
     latents: encoded, one by one, that a window may still ask for; `first_latent` is the number of the first one.
     planned: latents that the windows so far cover. held: restored ones that the next window is mixed with.
     settled: restored ones that wait to be decoded, in slices.
+    recent: slices that were decoded, the latest ones, from which large histories of the decoder can be made again.
 
     Every tensor owns its memory.
     """
@@ -53,6 +60,7 @@ class ShotState:
     planned: int = 0
     held: Tensor | None = None
     settled: list[Tensor] = field(default_factory=list)
+    recent: list[Tensor] = field(default_factory=list)
 
     @property
     def num_latents(self) -> int:
@@ -66,28 +74,42 @@ class ShotState:
         return self.has_ended and not waits
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+    def has_large_histories(self) -> bool:
+        """Whether those of the VAE are too large to be written after every unit."""
+        return sum(stream.num_bytes for stream in self._streams()) > LARGE_HISTORIES_BYTES
 
-    def _tensors(self) -> Iterator[Tensor]:
-        for stream in (self.encoder, self.decoder):
-            yield from () if stream is None else stream.histories
-        yield from (*self.latents, *self.settled)
+    @property
+    def is_cold(self) -> bool:
+        """Whether histories of the VAE are missing that the rest of the shot needs."""
+        return any(not stream.histories for stream in self._streams())
+
+    @property
+    def num_bytes(self) -> int:
+        """What a file of this state takes, but for some small things."""
+        histories = 0 if self.has_large_histories else sum(stream.num_bytes for stream in self._streams())
+        return histories + sum(tensor.nbytes for tensor in self._latents())
+
+    def _streams(self) -> Iterator[VAEState]:
+        yield from (stream for stream in (self.encoder, self.decoder) if stream is not None)
+
+    def _latents(self) -> Iterator[Tensor]:
+        yield from (*self.latents, *self.settled, *self.recent)
         if self.held is not None:
             yield self.held
 
 
 def save_state(state: ShotState, path: Path) -> None:
-    """Write `state` to `path`, complete or not at all. Raises OSError."""
+    """Write `state` to `path`, complete or not at all; large histories are left out. Raises OSError."""
+    keeps_histories = not state.has_large_histories
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {
         "format": _FORMAT,
         "trust": astuple(state.trust),
-        "encoder": _pack(state.encoder),
-        "decoder": _pack(state.decoder),
+        "encoder": _pack(state.encoder, keeps_histories),
+        "decoder": _pack(state.decoder, keeps_histories),
         "latents": [tensor.cpu() for tensor in state.latents],
         "settled": [tensor.cpu() for tensor in state.settled],
+        "recent": [tensor.cpu() for tensor in state.recent],
         "held": None if state.held is None else state.held.cpu(),
     }
     part = part_path(path)
@@ -108,6 +130,7 @@ def load_state(path: Path, device: torch.device) -> ShotState:
             decoder=_unpack(values["decoder"]),
             latents=list(values["latents"]),
             settled=list(values["settled"]),
+            recent=list(values["recent"]),
             held=values["held"],
             **{name: values[name] for name in _NUMBERS},
         )
@@ -116,10 +139,11 @@ def load_state(path: Path, device: torch.device) -> ShotState:
         raise StateFileError(f"{path} cannot be read: {error}") from error
 
 
-def _pack(stream: VAEState | None) -> dict[str, Any] | None:
+def _pack(stream: VAEState | None, keeps_histories: bool) -> dict[str, Any] | None:
     if stream is None:
         return None
-    return {"histories": list(stream.to("cpu").histories), "num_frames": stream.num_frames}
+    histories = list(stream.to("cpu").histories) if keeps_histories else []
+    return {"histories": histories, "num_frames": stream.num_frames}
 
 
 def _unpack(values: dict[str, Any] | None) -> VAEState | None:

@@ -32,7 +32,7 @@ from inference.errors import FolderInUseError, MediaError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of everything in a work folder; another one means another program, and a start anew."""
 
 _PLAN = "plan.json"

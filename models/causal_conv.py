@@ -28,6 +28,11 @@ class VAEState:
     histories: list[Tensor]
     num_frames: int
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the histories."""
+        return sum(history.nbytes for history in self.histories)
+
     def to(self, device: torch.device | str) -> VAEState:
         """The same state on another device."""
         return VAEState([history.to(device) for history in self.histories], self.num_frames)

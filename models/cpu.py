@@ -300,6 +300,9 @@ def _to_frames(video: Tensor) -> Frames:
 class FastVAE:
     """Both directions in their fast form. Without gradients."""
 
+    LOOK_BACK = 5
+    """Earlier frames that one convolution may depend on: those in the same tile of F(4,3) take part in its rounding."""
+
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         self._encoder, self._decoder = FastEncoder(encoder), FastDecoder(decoder)
 

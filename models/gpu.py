@@ -487,6 +487,9 @@ class FastDecoder:
 class FastVAE:
     """Both directions in their fast form. Without gradients."""
 
+    LOOK_BACK = 2
+    """Earlier frames that one convolution may depend on."""
+
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         self._encoder, self._decoder = FastEncoder(encoder), FastDecoder(decoder)
 

@@ -318,6 +318,27 @@ class VideoVAE(nn.Module):
         stream = ConvStream(state, on_step)
         return self.decoder(latent, stream), stream.finish(latent.shape[2])
 
+    @property
+    def encoder_past(self) -> int:
+        """Frames before the latest one on which a bit of the encoder's state may depend.
+
+        The sum over its convolutions in a row of the frames that each looks back, in frames of the clip.
+        """
+        first, second, third, fourth = (2 * self.config.num_blocks * step for step in (1, 1, 2, 4))
+        return self._look_back * (1 + first + second + 1 + third + 2 + fourth + 4 * (4 + 1))
+
+    @property
+    def decoder_past(self) -> int:
+        """Latents before the latest one on which a bit of the decoder's state may depend: the same sum, in latents."""
+        first, second, third, fourth = (2 * (self.config.num_blocks + 1) * step for step in (4, 2, 1, 1))
+        num_frames = self._look_back * (4 * (1 + 4) + first + 2 + second + 1 + third + 1 + fourth + 1)
+        return -(-num_frames // 4)
+
+    @property
+    def _look_back(self) -> int:
+        """Earlier frames that a convolution with three taps in time may depend on, if only in its rounding."""
+        return 2 if self._fast is None else self._fast.LOOK_BACK
+
     def prepare_for_inference(self) -> None:
         """Builds the fast form from the loaded weights, once; results stay equal to the plain ones to rounding.
 

@@ -1,12 +1,15 @@
 """Runs jobs in processes that are killed: a helper of the tests, started once as `python mortal_jobs.py`.
 
-Each line on standard input is a job: {"source", "target", "work", "settings", "frames_per_unit", "die"}. Each job runs
+Each line on standard input is a job: {"source", "target", "work", "settings", "frames_per_unit", "large_histories",
+"die"}. Each job runs
 in a process of its own, forked after torch and the model are there, and ends in one line on standard output:
 {"code": exit code, or minus the signal, "error": text or "", "told": frames_done of each report while restoring}.
 
 `die` says when the process sends itself SIGKILL: {"before": NAME} or {"after": NAME}, when a file gets its final name
 NAME; {"step": N}, at the N-th time that a file is made durable or renamed; {"seconds": S}, wherever it is by then, sent
-by its parent; or null. {"skip": [NAMES]} beside that leaves out states, as if it were not time to save them.
+by its parent; or null. {"skip": [NAMES]} beside that leaves out states, as if the disk had no room for them.
+
+`large_histories` is the number of bytes above which the histories of the VAE are not saved; null for the usual one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 
 import torch
 
-from inference import resume
+from inference import resume, shot_state
 from inference.checkpoint import Models, load_models
 from inference.errors import RestoreError
 from inference.meter import Meter
@@ -62,17 +65,19 @@ def arrange_death(wish: dict[str, Any]) -> None:
             die()
 
     os.fsync, os.replace = deadly_fsync, deadly_replace  # type: ignore[assignment]
-    save = resume.StateSchedule.save
+    save = resume.save_state
 
-    def save_some(schedule: resume.StateSchedule, state: ShotState, path: Path) -> None:
+    def save_some(state: ShotState, path: Path) -> None:
         if path.name not in wish.get("skip", ()):
-            save(schedule, state, path)
+            save(state, path)
 
-    resume.StateSchedule.save = save_some  # type: ignore[method-assign]
+    resume.save_state = save_some
 
 
 def restore(job: dict[str, Any], models: Models, tell: Callable[[str], None]) -> None:
     arrange_death(job["die"] or {})
+    if job["large_histories"] is not None:
+        shot_state.LARGE_HISTORIES_BYTES = job["large_histories"]
 
     def report(progress: Progress) -> None:
         if progress.stage is Stage.RESTORE:

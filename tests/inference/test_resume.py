@@ -19,11 +19,14 @@ import torch
 from inference import resume
 from inference.shot_state import ShotState
 from inference.units import finished_units, intact_units
+from tests.inference.conftest import MakeClip
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = (22, 12)
 UNIT = 8
 STARTS = [0, 5, 13, 21, 22, 27, 31]  # of the units of SHOTS: a shot's first slice has 5 frames, later ones up to 8
+LONG = 330
+"""Frames of a shot that outlasts the memory of both halves of the VAE (200 frames, 72 latents)."""
 SETTINGS = ["window=9", "overlap=1", "factor=1.5", "encode.preset=ultrafast"]
 
 
@@ -49,6 +52,7 @@ class MortalJobs:
         die: dict[str, Any] | None = None,
         settings: list[str] | None = None,
         frames_per_unit: int | None = UNIT,
+        large_histories: int | None = None,
     ) -> dict[str, Any]:
         """One job: {"code", "error", "told"}."""
         job = {
@@ -57,6 +61,7 @@ class MortalJobs:
             "work": None if work is None else str(work),
             "settings": SETTINGS if settings is None else settings,
             "frames_per_unit": frames_per_unit,
+            "large_histories": large_histories,
             "die": die,
         }
         assert self._process.stdin is not None
@@ -65,12 +70,12 @@ class MortalJobs:
         self._process.stdin.flush()
         return dict(json.loads(self._process.stdout.readline()))
 
-    def undisturbed(self, source: Path, settings: list[str] | None = None) -> bytes:
+    def undisturbed(self, source: Path, settings: list[str] | None = None, frames_per_unit: int = UNIT) -> bytes:
         """The result of a job that nothing happens to."""
         key = (source.read_bytes(), *(text.encode() for text in settings or SETTINGS))
         if key not in self._undisturbed:
             target = source.with_name("undisturbed.mp4")
-            assert self.run(source, target, None, settings=settings)["code"] == 0
+            assert self.run(source, target, None, None, settings, frames_per_unit)["code"] == 0
             self._undisturbed[key] = target.read_bytes()
             target.unlink()
         return self._undisturbed[key]
@@ -98,6 +103,11 @@ def jobs() -> Iterator[MortalJobs]:
 def source(make_clip: Any) -> Path:
     path: Path = make_clip("in.mp4", *SHOTS, height=36, width=64, sound=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def long_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MakeClip(tmp_path_factory.mktemp("long"))("long.mp4", LONG, height=16, width=16)
 
 
 @pytest.fixture
@@ -325,7 +335,7 @@ def test_states_of_earlier_units_are_not_kept(die_at: DieAt, work: Path) -> None
     assert sorted(path.name for path in work.glob("*.state")) == ["000001.state", "000002.state"]
 
 
-def test_where_states_are_saved_now_and_then_only_the_units_since_are_made_again(
+def test_where_a_state_could_not_be_saved_only_the_units_since_are_made_again(
     die_at: DieAt, go_on: GoOn, work: Path
 ) -> None:
     die_at({"before": "000003.nut", "skip": ["000001.state", "000002.state"]})
@@ -334,32 +344,24 @@ def test_where_states_are_saved_now_and_then_only_the_units_since_are_made_again
     assert STARTS[1] <= go_on() < STARTS[2]
 
 
-def test_a_large_state_is_saved_when_that_takes_a_small_share_of_what_a_crash_would_cost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_large_histories_are_not_saved_but_made_again_to_the_same_bytes(
+    jobs: MortalJobs, long_source: Path, target: Path, work: Path
 ) -> None:
-    seconds = {"now": 0.0, "write": 4.0}
+    """Killed when more frames have passed than the VAE remembers, and once more soon after that."""
+    large: dict[str, Any] = {"large_histories": 0, "frames_per_unit": 24}
+    for number in (11, 12):
+        record = f"{number:06d}.json"
+        assert jobs.run(long_source, target, work, {"after": record}, **large)["code"] == -signal.SIGKILL
+        assert all((work / f"{n:06d}.state").stat().st_size < 2**20 for n in (number - 1, number))
 
-    def save(state: ShotState, path: Path) -> None:
-        path.write_bytes(b"state")
-        seconds["now"] += seconds["write"]
+    ended = jobs.run(long_source, target, work, **large)
 
-    monkeypatch.setattr(resume, "_SMALL_STATE_BYTES", 100)
-    monkeypatch.setattr(resume, "_FIRST_RATE", 100.0)
-    monkeypatch.setattr(resume, "save_state", save)
-    schedule = resume.StateSchedule(lambda: seconds["now"])
-    large, small = (ShotState(latents=[torch.zeros(count)]) for count in (100, 10))
-    saved = []
-    for unit in range(12):
-        seconds["now"] += 10.0
-        path = tmp_path / f"{unit}.state"
-        schedule.save(small if unit == 11 else large, path)
-        saved.append(path.exists())
-
-    # 400 bytes take 4 s, by the first guess and as measured: due after 40 s. A small one is saved at once.
-    assert saved == [False, False, False, True, False, False, False, True, False, False, False, True]
+    assert (ended["code"], ended["error"]) == (0, "")
+    assert int(ended["told"][1]) >= 21 + 24 * 12
+    assert target.read_bytes() == jobs.undisturbed(long_source, frames_per_unit=24)
 
 
 def test_a_disk_without_room_keeps_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "_SPARE_DISK", 2**60)
-    resume.StateSchedule().save(ShotState(latents=[torch.zeros(10)]), tmp_path / "0.state")
+    resume._save(ShotState(latents=[torch.zeros(10)]), tmp_path / "0.state")
     assert list(tmp_path.iterdir()) == []

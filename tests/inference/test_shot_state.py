@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inference import shot_state
 from inference.budget import Budget
 from inference.checkpoint import Models
 from inference.meter import Meter
@@ -56,6 +57,38 @@ def test_a_shot_goes_on_from_a_file_after_any_slice_with_the_same_bits(
         save_state(first.state, tmp_path / "state")
         state = load_state(tmp_path / "state", CPU)
         rest = make_stream(plan, state, frames[state.given : state.taken]).slices(frames[state.taken :])
+
+        assert all(np.array_equal(a, b) for a, b in zip(whole, [*begun, *rest], strict=True))
+
+
+def test_a_shot_goes_on_without_histories_with_the_same_bits(
+    tiny_models: Models,
+    make_stream: Callable[..., ShotStream],
+    moving_frames: Callable[[int], Frames],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Soon after its start, and when the VAE has forgotten how it began; what is kept for it does not grow."""
+    monkeypatch.setattr(shot_state, "LARGE_HISTORIES_BYTES", 0)
+    monkeypatch.setattr(tiny_models.vae, "_fast", None)  # the plain form has the shortest past
+    past = tiny_models.vae.decoder_past
+    frames = moving_frames(4 * past + 24)
+    stream, whole, kept = make_stream(), [], []
+    for restored in stream.slices(frames):
+        whole.append(restored)
+        kept.append(sum(piece.shape[2] for piece in stream.state.recent))
+    assert max(kept) == past + 2
+
+    for number in (2, len(whole) - 2):
+        first = make_stream()
+        begun = list(islice(first.slices(frames), number))
+        save_state(first.state, tmp_path / "state")
+        assert (tmp_path / "state").stat().st_size < 2 * first.state.num_bytes + 20_000
+        state = load_state(tmp_path / "state", CPU)
+        assert state.is_cold
+        count = max(first.num_warm_up, state.taken - state.given)
+        latest = frames[state.taken - count : state.taken]
+        rest = make_stream(PLAN, state, latest).slices(frames[state.taken :])
 
         assert all(np.array_equal(a, b) for a, b in zip(whole, [*begun, *rest], strict=True))
 

@@ -146,3 +146,41 @@ def test_gradients_of_a_batch_flow_through_encode_and_decode() -> None:
     video, _ = vae.decode(posterior.sample(random_tensor(*posterior.mean.shape)))
     video.square().mean().backward()
     assert [name for name, parameter in vae.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_histories_depend_on_no_frame_before_the_past_that_is_stated(fast: bool) -> None:
+    vae = make_vae(fast=fast)
+    past, slices = vae.encoder_past, [5, *[8] * 28]
+    video = random_tensor(1, 3, sum(slices), 8, 8)
+    _, before = encode_slices(vae, video, slices)
+
+    def is_the_same_without(frame: int) -> bool:
+        changed = video.clone()
+        changed[:, :, frame] += 1
+        _, after = encode_slices(vae, changed, slices)
+        assert before is not None
+        assert after is not None
+        return all(map(torch.equal, before.histories, after.histories))
+
+    assert is_the_same_without(sum(slices) - 1 - past - 1)
+    assert not is_the_same_without(sum(slices) - 1 - make_vae().encoder_past + 8)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_histories_depend_on_no_latent_before_the_past_that_is_stated(fast: bool) -> None:
+    vae = make_vae(fast=fast)
+    past, slices = vae.decoder_past, [3, *[2] * 38]
+    latent = random_tensor(1, 4, sum(slices), 1, 1)
+    _, before = decode_slices(vae, latent, slices)
+
+    def is_the_same_without(frame: int) -> bool:
+        changed = latent.clone()
+        changed[:, :, frame] += 1
+        _, after = decode_slices(vae, changed, slices)
+        assert before is not None
+        assert after is not None
+        return all(map(torch.equal, before.histories, after.histories))
+
+    assert is_the_same_without(sum(slices) - 1 - past - 1)
+    assert not is_the_same_without(sum(slices) - 1 - make_vae().decoder_past + 2)
