@@ -60,7 +60,7 @@ def measure_job(
     source = clip or (find_clips(GROUND_TRUTH) if GROUND_TRUTH.is_dir() else find_clips(SAMPLES))[-1]
     frames, fps = read_clip(source)
     frames = repeat_to(crop_to_multiple(frames, 2), round(seconds * fps))
-    with tempfile.TemporaryDirectory() as folder, _quiet(vae):
+    with tempfile.TemporaryDirectory() as folder, quiet(vae):
         small = Path(folder) / "in.mp4"
         write_h264(small, frames, Fraction(fps), 18)
         for name in ("warm.mp4", "out.mp4"):
@@ -78,11 +78,12 @@ def measure_job(
 
 
 @contextmanager
-def _quiet(vae: VideoVAE) -> Iterator[None]:
+def quiet(vae: VideoVAE, *, is_quiet: bool = True) -> Iterator[None]:
     """The decoder's last weights made small for a while; those of the fast form are the same tensors."""
+    factor = QUIET if is_quiet else 1.0
     with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(QUIET)
+        vae.decoder.conv_out.weight.mul_(factor)
         try:
             yield
         finally:
-            vae.decoder.conv_out.weight.div_(QUIET)
+            vae.decoder.conv_out.weight.div_(factor)

@@ -52,6 +52,7 @@ class Benchmark(StrEnum):
     STORE = "store"
     CHAOS = "chaos"
     CANCEL = "cancel"
+    RESUME = "resume"
 
 
 def _settings_help() -> str:
