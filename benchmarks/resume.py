@@ -137,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
         ["killed after", f"{done[-1].stop} of {whole[0]['frames']:.0f} frames"],
         ["state on disk, MB", f"{state / 1e6:.1f}"],
         ["the rest, s", f"{rest['total']:.1f}"],
+        ["of that, histories made again, s", f"{rest.get('warm up', 0.0):.1f}"],
         ["more than its share of a whole run, s", f"{lost:.1f}"],
         ["the same bytes after the kill", "yes" if same else "NO"],
     ]

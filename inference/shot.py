@@ -115,7 +115,9 @@ class ShotStream:
     def slices(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         """Restored frames `(T, H, W, 3)`, slice by slice; `frames` are those of the shot that were not taken yet."""
         source = iter(frames)
-        self._warm_up()
+        if self.state.is_cold:
+            with self._tracker.measure("warm up"):
+                self._warm_up()
         while self._settle(source):
             yield self._restore_slice(self.state.settled.pop(0))
 
