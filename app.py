@@ -36,6 +36,7 @@ from seedvr_ui.forecast import Forecast
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
+from seedvr_ui.quick_start import without_collection, without_stub_files
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
@@ -125,7 +126,8 @@ def assemble(
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
-    import gradio as gr
+    with without_stub_files():
+        import gradio as gr
 
     from seedvr_ui.api import add_api
     from seedvr_ui.archives import Archives
@@ -211,16 +213,17 @@ def main(
 
     data = data or default_data()
     access = make_access(host, data, accounts, root_path=root_path, is_login_off=is_login_off, tell=_tell)
-    app = create_app(
-        data,
-        engine,
-        root_path=root_path,
-        limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
-        price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
-        folder=folder or default_folder(),
-        access=access,
-        webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
-    )
+    with without_collection():
+        app = create_app(
+            data,
+            engine,
+            root_path=root_path,
+            limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
+            price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
+            folder=folder or default_folder(),
+            access=access,
+            webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
+        )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
     uvicorn.run(

@@ -35,6 +35,31 @@ def test_the_server_process_loads_neither_torch_nor_decoders(tmp_path: Path) -> 
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
+_LIST_STUBS = """
+import json, sys
+from pathlib import Path
+stubs = []
+def note(event, args):
+    if event == "open" and str(args[0]).endswith(".pyi"):
+        stubs.append(str(args[0]))
+sys.addaudithook(note)
+import app
+app.create_app(Path(sys.argv[1]))
+print(json.dumps(stubs))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_start_reads_and_writes_no_stub_files_of_gradio(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LIST_STUBS, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
 @pytest.mark.timeout(120)
 def test_the_server_serves_the_page_keeps_its_files_in_the_data_folder_and_ends_on_sigterm(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
