@@ -75,6 +75,11 @@ class Access:
         """The header that keeps somebody signed in; an empty `session` signs them out."""
         return self._cookie(connection, LOGIN_COOKIE, session, SESSION_AGE_S if session else 0)
 
+    def sign_out(self, connection: HTTPConnection) -> None:
+        """End the session of this request, also for whoever has a copy of it. Raises SignOutError."""
+        if self.login is not None:
+            self.login.sign_out(connection.cookies.get(LOGIN_COOKIE, ""))
+
     def _find(self, connection: HTTPConnection) -> Visitor | None:
         if self.login is None:
             owner = connection.cookies.get(ANONYMOUS_COOKIE, "")

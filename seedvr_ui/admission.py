@@ -11,6 +11,7 @@ from seedvr_ui.access import Access
 from seedvr_ui.accounts import FILE_NAME, AccountError, Accounts, load_accounts, load_secret
 from seedvr_ui.login import Login
 from seedvr_ui.login_policy import LoginPolicy, decide_login
+from seedvr_ui.signed_out import SignedOut
 
 FIRST_ADMIN = "admin"
 
@@ -45,7 +46,7 @@ def make_access(
         return Access(path=root_path)
     if policy is LoginPolicy.GENERATE:
         tell(_make_admin(accounts))
-    return Access(Login(accounts, load_secret(data)), root_path)
+    return Access(Login(accounts, load_secret(data), SignedOut(data)), root_path)
 
 
 def _make_admin(accounts: Accounts) -> str:

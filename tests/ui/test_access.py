@@ -19,6 +19,7 @@ from seedvr_ui.page_routes import add_page_routes
 from seedvr_ui.player import Display
 from seedvr_ui.routes import add_routes
 from seedvr_ui.sessions import SessionManager
+from seedvr_ui.signed_out import FOLDER_NAME, SignedOut
 from seedvr_ui.snapshots import Snapshots
 from tests.ui.conftest import Submit, Wait
 
@@ -57,8 +58,8 @@ def make_app(manager: SessionManager, access: Access) -> FastAPI:
 
 
 @pytest.fixture
-def app(manager: SessionManager, accounts: Accounts) -> FastAPI:
-    login = Login(accounts, b"s" * 32, RateLimitItemPerMinute(6, 5), RateLimitItemPerMinute(30, 5))
+def app(manager: SessionManager, accounts: Accounts, tmp_path: Path) -> FastAPI:
+    login = Login(accounts, b"s" * 32, SignedOut(tmp_path), RateLimitItemPerMinute(6, 5), RateLimitItemPerMinute(30, 5))
     return make_app(manager, Access(login))
 
 
@@ -156,8 +157,29 @@ def test_signing_in_opens_the_page_and_signing_out_closes_it(client: TestClient)
     assert client.get("/studio/me").status_code == 401
 
 
-def test_behind_tls_and_below_a_path_the_cookie_says_so(manager: SessionManager, accounts: Accounts) -> None:
-    app = make_app(manager, Access(Login(accounts, b"s" * 32), "/seed/"))
+def test_signing_out_ends_the_session_for_copies_of_it_too_and_no_other_one(sign_in: SignIn) -> None:
+    laptop, phone = sign_in("anna"), sign_in("anna")
+    copied = {"cookie": f"{LOGIN_COOKIE}={laptop.cookies[LOGIN_COOKIE]}"}
+    stranger = TestClient(laptop.app, headers=copied)
+    assert stranger.get("/studio/me").status_code == 200
+    assert laptop.post("/logout").status_code == 303
+    assert stranger.get("/studio/me").status_code == 401
+    assert phone.get("/studio/me").status_code == 200
+
+
+def test_a_sign_out_that_cannot_be_written_down_is_none(sign_in: SignIn, tmp_path: Path) -> None:
+    (tmp_path / FOLDER_NAME).symlink_to(tmp_path / "a disk that is away")
+    anna = sign_in("anna")
+    reply = anna.post("/logout")
+    assert (reply.status_code, "you are still signed in" in reply.text) == (507, True)
+    assert "set-cookie" not in reply.headers
+    assert anna.get("/studio/me").status_code == 200
+
+
+def test_behind_tls_and_below_a_path_the_cookie_says_so(
+    manager: SessionManager, accounts: Accounts, tmp_path: Path
+) -> None:
+    app = make_app(manager, Access(Login(accounts, b"s" * 32, SignedOut(tmp_path)), "/seed/"))
     reply = TestClient(app, follow_redirects=False).post(
         "/login", data={"name": "anna", "password": PASSWORD}, headers={"x-forwarded-proto": "https"}
     )
