@@ -12,6 +12,7 @@ import binascii
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection
 
+from seedvr_ui.allowed_hosts import AllowedHosts
 from seedvr_ui.login import SESSION_AGE_S, Login, TooManyAttemptsError, WrongPasswordError
 from seedvr_ui.storage import is_id, new_id
 from seedvr_ui.visitor import Visitor
@@ -30,11 +31,13 @@ _FOUND = "seedvr.visitor"
 
 class Access:
     """With a `login`, visitors are people with accounts, signed in by cookie or HTTP Basic. Without, every browser is
-    an owner of its own, known by a random id in an HttpOnly cookie. `path` is where a proxy shows the app.
+    an owner of its own, known by a random id in an HttpOnly cookie. `path` is where a proxy shows the app. `hosts`,
+    if given, are the only names under which it may be asked.
     """
 
-    def __init__(self, login: Login | None = None, path: str = "") -> None:
+    def __init__(self, login: Login | None = None, path: str = "", hosts: AllowedHosts | None = None) -> None:
         self.login = login
+        self.hosts = hosts
         self.path = f"/{path.strip('/')}"
 
     def visitor(self, connection: HTTPConnection) -> Visitor | None:

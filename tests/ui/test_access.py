@@ -13,6 +13,7 @@ from limits import RateLimitItemPerMinute
 
 from seedvr_ui.access import LOGIN_COOKIE, Access
 from seedvr_ui.accounts import Account, Accounts, AccountsFile
+from seedvr_ui.admission import make_access
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.login import Login
 from seedvr_ui.page_routes import add_page_routes
@@ -268,6 +269,46 @@ def test_where_nobody_signs_in_another_site_changes_nothing_either(manager: Sess
     client = TestClient(make_app(manager, Access()), cookies={"seedvr_session": session})
     assert client.post("/x", headers={"origin": "http://evil.example"}).status_code == 403
     assert client.post("/x").json() == {"reached": "x"}
+
+
+HOSTS = [
+    ("localhost:7860", True),
+    ("LOCALHOST.:9000", True),
+    ("127.0.0.1", True),
+    ("127.3.2.1:8080", True),
+    ("[::1]:7860", True),
+    ("studio.test:80", True),
+    ("[fd00::5]:80", True),
+    ("rebound.example:7860", False),
+    ("localhost.rebound.example", False),
+    ("127.0.0.1.rebound.example", False),
+    ("x.studio.test", False),
+    ("192.168.1.2:7860", False),
+    ("user@rebound.example", False),
+    ("[::1", False),
+    ("", False),
+]
+
+
+def test_where_nobody_signs_in_on_loopback_no_foreign_name_leads_here(manager: SessionManager, tmp_path: Path) -> None:
+    access = make_access("127.0.0.1", tmp_path, allowed_hosts=["Studio.test", "[fd00::5]"], tell=print)
+    client = TestClient(make_app(manager, access))
+    for host, is_ours in HOSTS:
+        for method, path in (("GET", "/"), ("GET", "/healthz"), ("POST", "/x")):
+            reply = client.request(method, path, headers={"host": host})
+            assert reply.status_code == (200 if is_ours else 403), host
+            assert is_ours or ("--allow-host" in reply.json()["error"] and "set-cookie" not in reply.headers)
+
+
+@pytest.mark.parametrize(("host", "is_login_off"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_other_servers_are_asked_under_any_name(
+    manager: SessionManager, tmp_path: Path, written: bytes, host: str, is_login_off: bool
+) -> None:
+    if not is_login_off:
+        (tmp_path / "accounts.json").write_bytes(written)
+    access = make_access(host, tmp_path, is_login_off=is_login_off, tell=print)
+    reply = TestClient(make_app(manager, access)).get("/healthz", headers={"host": "studio.example"})
+    assert reply.status_code == 200
 
 
 @pytest.mark.parametrize(
