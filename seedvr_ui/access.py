@@ -70,6 +70,10 @@ class Access:
         account = self.login.accounts.of(owner) if self.login is not None else None
         return account.name if account is not None else "somebody without an account"
 
+    def owner_named(self, text: str) -> str:
+        """The owner that an admin means: an owner's id, or the name of an account. Raises AccountError."""
+        return text if self.login is None else self.login.accounts.owner_named(text)
+
     def anonymous_cookie(self, connection: HTTPConnection) -> str:
         """The header that makes a browser an owner of its own."""
         return self._cookie(connection, ANONYMOUS_COOKIE, new_id(), _ANONYMOUS_AGE_S)
