@@ -36,6 +36,7 @@ from seedvr_ui.forecast import Forecast
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
+from seedvr_ui.quick_start import without_collection, without_stub_files
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
@@ -51,6 +52,7 @@ _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/s
 _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
 _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
+_ALLOW_HOST_HELP = "another name to answer to where nobody signs in on a loopback address; may be repeated"
 _KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
@@ -125,7 +127,8 @@ def assemble(
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
-    import gradio as gr
+    with without_stub_files():
+        import gradio as gr
 
     from seedvr_ui.api import add_api
     from seedvr_ui.archives import Archives
@@ -201,6 +204,7 @@ def main(
     folder: Path | None = None,
     accounts: Path | None = None,
     is_login_off: bool = False,
+    allowed_hosts: Sequence[str] = (),
     webhook: str = "",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds.
@@ -210,17 +214,20 @@ def main(
     import uvicorn
 
     data = data or default_data()
-    access = make_access(host, data, accounts, root_path=root_path, is_login_off=is_login_off, tell=_tell)
-    app = create_app(
-        data,
-        engine,
-        root_path=root_path,
-        limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
-        price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
-        folder=folder or default_folder(),
-        access=access,
-        webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
-    )
+    access = make_access(
+        host, data, accounts, root_path=root_path, is_login_off=is_login_off, allowed_hosts=allowed_hosts, tell=_tell
+    )  # fmt: skip
+    with without_collection():
+        app = create_app(
+            data,
+            engine,
+            root_path=root_path,
+            limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
+            price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
+            folder=folder or default_folder(),
+            access=access,
+            webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
+        )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
     uvicorn.run(
@@ -265,6 +272,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
     parser.add_argument("--accounts", type=Path, help=_ACCOUNTS_HELP)
     parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
+    parser.add_argument("--allow-host", action="append", default=[], dest="allowed_hosts", help=_ALLOW_HOST_HELP)
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)

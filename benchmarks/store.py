@@ -70,7 +70,7 @@ def fill(storage: Storage, owners: Sequence[str], num_jobs: int) -> None:
 
 
 def time_start(data: Path) -> float:
-    """Seconds from the start of the server's process to its first answer. Raises RestoreError if there is none."""
+    """Seconds from the start of the server's process until its page is served. Raises RestoreError without one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -80,7 +80,8 @@ def time_start(data: Path) -> float:
     try:
         while time.perf_counter() - begin < START_LIMIT_S and server.poll() is None:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+                    page.read()
                 return time.perf_counter() - begin
             except (urllib.error.URLError, TimeoutError, ConnectionError):
                 time.sleep(0.02)

@@ -12,6 +12,7 @@ import binascii
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection
 
+from seedvr_ui.allowed_hosts import AllowedHosts
 from seedvr_ui.login import SESSION_AGE_S, Login, TooManyAttemptsError, WrongPasswordError
 from seedvr_ui.storage import is_id, new_id
 from seedvr_ui.visitor import Visitor
@@ -30,11 +31,13 @@ _FOUND = "seedvr.visitor"
 
 class Access:
     """With a `login`, visitors are people with accounts, signed in by cookie or HTTP Basic. Without, every browser is
-    an owner of its own, known by a random id in an HttpOnly cookie. `path` is where a proxy shows the app.
+    an owner of its own, known by a random id in an HttpOnly cookie. `path` is where a proxy shows the app. `hosts`,
+    if given, are the only names under which it may be asked.
     """
 
-    def __init__(self, login: Login | None = None, path: str = "") -> None:
+    def __init__(self, login: Login | None = None, path: str = "", hosts: AllowedHosts | None = None) -> None:
         self.login = login
+        self.hosts = hosts
         self.path = f"/{path.strip('/')}"
 
     def visitor(self, connection: HTTPConnection) -> Visitor | None:
@@ -67,6 +70,10 @@ class Access:
         account = self.login.accounts.of(owner) if self.login is not None else None
         return account.name if account is not None else "somebody without an account"
 
+    def owner_named(self, text: str) -> str:
+        """The owner that an admin means: an owner's id, or the name of an account. Raises AccountError."""
+        return text if self.login is None else self.login.accounts.owner_named(text)
+
     def anonymous_cookie(self, connection: HTTPConnection) -> str:
         """The header that makes a browser an owner of its own."""
         return self._cookie(connection, ANONYMOUS_COOKIE, new_id(), _ANONYMOUS_AGE_S)
@@ -74,6 +81,11 @@ class Access:
     def session_cookie(self, connection: HTTPConnection, session: str) -> str:
         """The header that keeps somebody signed in; an empty `session` signs them out."""
         return self._cookie(connection, LOGIN_COOKIE, session, SESSION_AGE_S if session else 0)
+
+    def sign_out(self, connection: HTTPConnection) -> None:
+        """End the session of this request, also for whoever has a copy of it. Raises SignOutError."""
+        if self.login is not None:
+            self.login.sign_out(connection.cookies.get(LOGIN_COOKIE, ""))
 
     def _find(self, connection: HTTPConnection) -> Visitor | None:
         if self.login is None:

@@ -199,6 +199,15 @@ class Accounts:
         """The account with this name, in upper or lower case."""
         return _find(self.all(), name)
 
+    def owner_named(self, text: str) -> str:
+        """The owner that somebody means: an owner's id, or the name of an account. Raises AccountError."""
+        account = None if is_id(text) else self.named(text)
+        if account is None and not is_id(text):
+            raise AccountError(
+                f"{text!r} is neither an account nor an owner; `seedvr accounts list` and `seedvr jobs list` show them."
+            )
+        return text if account is None else account.id
+
     def of(self, owner: str) -> Account | None:
         """The account that owns what has this owner."""
         return next((account for account in self.all() if account.id == owner), None)

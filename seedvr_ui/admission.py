@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seedvr_ui.access import Access
 from seedvr_ui.accounts import FILE_NAME, AccountError, Accounts, load_accounts, load_secret
+from seedvr_ui.allowed_hosts import AllowedHosts
 from seedvr_ui.login import Login
-from seedvr_ui.login_policy import LoginPolicy, decide_login
+from seedvr_ui.login_policy import LoginPolicy, decide_login, is_loopback
+from seedvr_ui.signed_out import SignedOut
 
 FIRST_ADMIN = "admin"
 
@@ -29,12 +31,14 @@ def make_access(
     root_path: str = "",
     is_login_off: bool = False,
     is_shared: bool = False,
+    allowed_hosts: Sequence[str] = (),
     tell: Callable[[str], None],
 ) -> Access:
     """Who may come in to a server on `host` over the folder `data`; see `decide_login`.
 
-    A password that has to be made is given to `tell`, once; only its hash is kept. Raises AccountError,
-    OpenServerError.
+    Where nobody signs in and only this machine reaches the server, it answers under the names of loopback only, under
+    `host`, and under those of `allowed_hosts`. A password that has to be made is given to `tell`, once; only its hash
+    is kept. Raises AccountError, OpenServerError.
     """
     path = accounts_path(data, accounts_file)
     if path != accounts_path(data) or os.environ.get("SEEDVR_ACCOUNTS"):
@@ -42,10 +46,10 @@ def make_access(
     accounts = load_accounts(path, data)
     policy = decide_login(host, has_accounts=bool(accounts), is_login_off=is_login_off, is_shared=is_shared)
     if policy is LoginPolicy.ANONYMOUS:
-        return Access(path=root_path)
+        return Access(path=root_path, hosts=AllowedHosts([host, *allowed_hosts]) if is_loopback(host) else None)
     if policy is LoginPolicy.GENERATE:
         tell(_make_admin(accounts))
-    return Access(Login(accounts, load_secret(data)), root_path)
+    return Access(Login(accounts, load_secret(data), SignedOut(data)), root_path)
 
 
 def _make_admin(accounts: Accounts) -> str:

@@ -107,12 +107,15 @@ def _add_job_routes(router: APIRouter, operations: Operations, access: Access) -
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="at most so many jobs")] = 50,
         offset: Annotated[int, Query(ge=0, le=10**9, description="leave out so many at the beginning")] = 0,
         since: Annotated[int | None, Query(description="the `revision` of an earlier answer to this question")] = None,
-        owner: Annotated[str, Query(max_length=64, description="for admins: only the jobs of this owner")] = "",
+        owner: Annotated[
+            str, Query(max_length=64, description="for admins: only the jobs of this account or owner")
+        ] = "",
     ) -> JobPage | Response:
         visitor = who(request)
         if since is not None and since == operations.manager.revision:
             return Response(status_code=304)
-        return operations.list(visitor, status or (), search, limit, offset, owner)
+        whose = access.owner_named(owner) if owner and visitor.is_admin else ""
+        return operations.list(visitor, status or (), search, limit, offset, whose)
 
     @router.post(
         "/jobs", tags=["jobs"], status_code=201, summary="Submit uploads",

@@ -1,12 +1,14 @@
 """The one gate in front of everything: page, Gradio's routes and ours. ASGI, without gradio.
 
-1. A request that changes something and was sent by another site's page is refused: by `Sec-Fetch-Site`, which browsers
+1. Where nobody signs in and only this machine reaches the server, a request under a name that is not this machine's is
+   refused: a page of the internet can give its own name our address.
+2. A request that changes something and was sent by another site's page is refused: by `Sec-Fetch-Site`, which browsers
    set on https and localhost and no script can, else by `Origin`, which has to name the host that was asked. A request
    with neither comes from no browser. That holds for signing in too, and where nobody signs in.
-2. Of Gradio's routes only those that the form needs are there, none that reads or writes a file: those are our own.
-3. With accounts, everything but the login page, static files and the health check needs somebody who is signed in. A
+3. Of Gradio's routes only those that the form needs are there, none that reads or writes a file: those are our own.
+4. With accounts, everything but the login page, static files and the health check needs somebody who is signed in. A
    browser that opens a page is sent to the login page, everybody else gets 401 and a sentence.
-4. Without accounts, a browser that opens the page becomes an owner of its own.
+5. Without accounts, a browser that opens the page becomes an owner of its own.
 """
 
 from __future__ import annotations
@@ -66,6 +68,12 @@ class Gate:
 
     async def _refusal(self, connection: HTTPConnection) -> Response | None:
         method, path = connection.scope["method"], connection.scope["path"]
+        hosts, host = self._access.hosts, connection.headers.get("host", "")
+        if hosts is not None and not hosts.has(host):
+            sentence = (
+                "This app answers to localhost only; open it as that, or start it with --allow-host and this name."
+            )
+            return _refuse(403, sentence)
         if method not in _SAFE and is_foreign(connection.headers):
             return _refuse(403, "This request comes from another site; open the app's own page and try again there.")
         if _is_closed(path.removeprefix(self._prefix)):

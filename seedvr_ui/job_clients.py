@@ -18,6 +18,8 @@ from inference.durable import publish
 from inference.errors import MediaError, RestoreError
 from inference.settings import load_settings, to_dict
 from seedvr_ui.access import COOKIE, Visitor
+from seedvr_ui.accounts import load_accounts
+from seedvr_ui.admission import accounts_path
 from seedvr_ui.api_models import ImportInfo, JobDetail, JobInfo, JobPage, UploadInfo
 from seedvr_ui.folder import clone
 from seedvr_ui.jobs import JobStatus
@@ -83,8 +85,8 @@ class LocalJobs:
         root = (data or default_data()).expanduser()
         if not is_new and not (root / "sessions").is_dir():
             raise RestoreError(f"There are no jobs in {root}; name the server's folder with --data, or its --url.")
-        if owner and not is_id(owner):
-            raise RestoreError(f"{owner!r} is no owner; `seedvr jobs list` shows those that there are.")
+        self._root = root
+        owner = self._owner(owner)
         services = Services(check=check_media, restore=_leave_to_a_server, make_preview=make_preview)
         self._manager = SessionManager(Storage(root), services, database_url=os.environ.get("SEEDVR_DATABASE_URL", ""))
         self._operations = Operations(self._manager, is_local=True)
@@ -92,7 +94,7 @@ class LocalJobs:
 
     def list(self, statuses: Sequence[JobStatus], search: str, limit: int, owner: str) -> JobPage:
         """See Jobs."""
-        return self._operations.list(self._visitor, statuses, search, limit, owner=owner)
+        return self._operations.list(self._visitor, statuses, search, limit, owner=self._owner(owner))
 
     def show(self, job_id: str) -> JobDetail:
         """See Jobs."""
@@ -157,6 +159,12 @@ class LocalJobs:
                 self._discard(upload.id)
                 raise
         return upload.id
+
+    def _owner(self, named: str) -> str:
+        """The owner's id that is given, or that of the account of this name; empty for none. Raises RestoreError."""
+        if not named or is_id(named):
+            return named
+        return load_accounts(accounts_path(self._root), self._root).owner_named(named)
 
     def _discard(self, upload_id: str) -> None:
         folder = self._manager.storage.upload_folder(self._visitor.owner, upload_id)

@@ -41,7 +41,7 @@ app = typer.Typer(
 
 Data = Annotated[Path | None, typer.Option(help="Data folder of the server (default: SEEDVR_DATA, or as the server).")]
 Url = Annotated[str, typer.Option(help="Address of a server; SEEDVR_USER and SEEDVR_PASSWORD sign in.")]
-Owner = Annotated[str, typer.Option(help="Whose jobs, by the owner's id.")]
+Owner = Annotated[str, typer.Option(help="Whose jobs: an account's name, or an owner's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs, as `list` shows them.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="A job, as `list` shows it.")]

@@ -1,6 +1,7 @@
 """Signing in: attempts within limits, and the session that a browser keeps afterwards. Without gradio and HTTP.
 
-A session is a signed note of account and password, so a restart ends none, and another password ends all.
+A session is a signed note of account and password, so a restart ends none, and another password ends all. Signing out
+ends one, wherever copies of it are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -20,6 +22,8 @@ from limits.strategies import MovingWindowRateLimiter
 
 from inference.errors import RestoreError
 from seedvr_ui.accounts import Account, Accounts
+from seedvr_ui.signed_out import SignedOut
+from seedvr_ui.storage import is_id, new_id
 
 SESSION_AGE_S = 30 * 86400
 """How long a browser stays signed in."""
@@ -46,6 +50,16 @@ class TooManyAttemptsError(RestoreError):
         self.wait_s = wait_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What a session says: its own id, whose it is, with which password, and when it ends by itself."""
+
+    id: str
+    owner: str
+    stamp: str
+    expires_at: int
+
+
 class Login:
     """Signing in with `accounts`. Attempts are counted per address, and per name over all addresses."""
 
@@ -53,10 +67,12 @@ class Login:
         self,
         accounts: Accounts,
         secret: bytes,
+        signed_out: SignedOut,
         of_address: RateLimitItem = _OF_ADDRESS,
         of_name: RateLimitItem = _OF_NAME,
     ) -> None:
         self.accounts = accounts
+        self._signed_out = signed_out
         self._serializer = URLSafeTimedSerializer(secret, salt=_SALT)
         self._limits = {"address": of_address, "name": of_name}
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
@@ -99,16 +115,31 @@ class Login:
 
     def session(self, account: Account) -> str:
         """The note that a browser keeps."""
-        return self._serializer.dumps([account.id, account.stamp])
+        return self._serializer.dumps([account.id, account.stamp, new_id()])
 
     def account_of(self, session: str) -> Account | None:
-        """Whose session this is, unless it is forged, too old, or of a password or account that is no more."""
+        """Whose session this is, unless it is forged, too old, ended, or of a password or account that is no more."""
+        note = self._read(session)
+        account = self.accounts.of(note.owner) if note is not None else None
+        if note is None or account is None or account.stamp != note.stamp:
+            return None
+        return None if self._signed_out.has(note.id, note.expires_at) else account
+
+    def sign_out(self, session: str) -> None:
+        """End a session for good; nothing happens with one that is none. Raises SignOutError."""
+        note = self._read(session)
+        if note is not None:
+            self._signed_out.add(note.id, note.expires_at)
+
+    def _read(self, session: str) -> _Note | None:
         try:
-            owner, stamp = self._serializer.loads(session, max_age=SESSION_AGE_S)
+            content, since = self._serializer.loads(session, max_age=SESSION_AGE_S, return_timestamp=True)
+            owner, stamp, session_id = map(str, content)
         except (BadSignature, ValueError, TypeError):
             return None
-        account = self.accounts.of(owner)
-        return account if account is not None and account.stamp == stamp else None
+        if not is_id(session_id):
+            return None
+        return _Note(session_id, owner, stamp, int(since.timestamp()) + SESSION_AGE_S)
 
     def _wait_s(self, kind: str, key: str) -> int:
         reset, _ = self._limiter.get_window_stats(self._limits[kind], kind, key)

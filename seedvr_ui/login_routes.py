@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from seedvr_ui.access import Access, address_of
 from seedvr_ui.login import TooManyAttemptsError, WrongPasswordError
+from seedvr_ui.signed_out import SignOutError
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text())
 _MAX_FORM_BYTES = 8000
@@ -52,6 +53,10 @@ def add_login_routes(app: FastAPI, access: Access) -> None:
 
     @router.post("/logout")
     def sign_out(request: Request) -> Response:
+        try:
+            access.sign_out(request)
+        except SignOutError as error:
+            return _page(str(error), status=507)
         return _go("login", access.session_cookie(request, ""))
 
     @router.get("/studio/me")

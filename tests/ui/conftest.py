@@ -16,8 +16,10 @@ from inference.progress import Cancellation, Progress, Report, Stage
 from seedvr_ui.jobs import Job
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.storage import Storage, new_id
+from tests.ui.nginx import PROGRAM as NGINX
 
 WAIT_LIMIT_S = 20.0
+collect_ignore = [] if NGINX else ["test_browser_nginx.py"]
 MEDIA = {
     "width": 64, "height": 48, "is_image": False, "fps": 24.0, "num_frames": 8, "duration": 8 / 24, "has_audio": True,
 }  # fmt: skip

@@ -13,12 +13,14 @@ from limits import RateLimitItemPerMinute
 
 from seedvr_ui.access import LOGIN_COOKIE, Access
 from seedvr_ui.accounts import Account, Accounts, AccountsFile
+from seedvr_ui.admission import make_access
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.login import Login
 from seedvr_ui.page_routes import add_page_routes
 from seedvr_ui.player import Display
 from seedvr_ui.routes import add_routes
 from seedvr_ui.sessions import SessionManager
+from seedvr_ui.signed_out import FOLDER_NAME, SignedOut
 from seedvr_ui.snapshots import Snapshots
 from tests.ui.conftest import Submit, Wait
 
@@ -57,8 +59,8 @@ def make_app(manager: SessionManager, access: Access) -> FastAPI:
 
 
 @pytest.fixture
-def app(manager: SessionManager, accounts: Accounts) -> FastAPI:
-    login = Login(accounts, b"s" * 32, RateLimitItemPerMinute(6, 5), RateLimitItemPerMinute(30, 5))
+def app(manager: SessionManager, accounts: Accounts, tmp_path: Path) -> FastAPI:
+    login = Login(accounts, b"s" * 32, SignedOut(tmp_path), RateLimitItemPerMinute(6, 5), RateLimitItemPerMinute(30, 5))
     return make_app(manager, Access(login))
 
 
@@ -156,8 +158,29 @@ def test_signing_in_opens_the_page_and_signing_out_closes_it(client: TestClient)
     assert client.get("/studio/me").status_code == 401
 
 
-def test_behind_tls_and_below_a_path_the_cookie_says_so(manager: SessionManager, accounts: Accounts) -> None:
-    app = make_app(manager, Access(Login(accounts, b"s" * 32), "/seed/"))
+def test_signing_out_ends_the_session_for_copies_of_it_too_and_no_other_one(sign_in: SignIn) -> None:
+    laptop, phone = sign_in("anna"), sign_in("anna")
+    copied = {"cookie": f"{LOGIN_COOKIE}={laptop.cookies[LOGIN_COOKIE]}"}
+    stranger = TestClient(laptop.app, headers=copied)
+    assert stranger.get("/studio/me").status_code == 200
+    assert laptop.post("/logout").status_code == 303
+    assert stranger.get("/studio/me").status_code == 401
+    assert phone.get("/studio/me").status_code == 200
+
+
+def test_a_sign_out_that_cannot_be_written_down_is_none(sign_in: SignIn, tmp_path: Path) -> None:
+    (tmp_path / FOLDER_NAME).symlink_to(tmp_path / "a disk that is away")
+    anna = sign_in("anna")
+    reply = anna.post("/logout")
+    assert (reply.status_code, "you are still signed in" in reply.text) == (507, True)
+    assert "set-cookie" not in reply.headers
+    assert anna.get("/studio/me").status_code == 200
+
+
+def test_behind_tls_and_below_a_path_the_cookie_says_so(
+    manager: SessionManager, accounts: Accounts, tmp_path: Path
+) -> None:
+    app = make_app(manager, Access(Login(accounts, b"s" * 32, SignedOut(tmp_path)), "/seed/"))
     reply = TestClient(app, follow_redirects=False).post(
         "/login", data={"name": "anna", "password": PASSWORD}, headers={"x-forwarded-proto": "https"}
     )
@@ -246,6 +269,46 @@ def test_where_nobody_signs_in_another_site_changes_nothing_either(manager: Sess
     client = TestClient(make_app(manager, Access()), cookies={"seedvr_session": session})
     assert client.post("/x", headers={"origin": "http://evil.example"}).status_code == 403
     assert client.post("/x").json() == {"reached": "x"}
+
+
+HOSTS = [
+    ("localhost:7860", True),
+    ("LOCALHOST.:9000", True),
+    ("127.0.0.1", True),
+    ("127.3.2.1:8080", True),
+    ("[::1]:7860", True),
+    ("studio.test:80", True),
+    ("[fd00::5]:80", True),
+    ("rebound.example:7860", False),
+    ("localhost.rebound.example", False),
+    ("127.0.0.1.rebound.example", False),
+    ("x.studio.test", False),
+    ("192.168.1.2:7860", False),
+    ("user@rebound.example", False),
+    ("[::1", False),
+    ("", False),
+]
+
+
+def test_where_nobody_signs_in_on_loopback_no_foreign_name_leads_here(manager: SessionManager, tmp_path: Path) -> None:
+    access = make_access("127.0.0.1", tmp_path, allowed_hosts=["Studio.test", "[fd00::5]"], tell=print)
+    client = TestClient(make_app(manager, access))
+    for host, is_ours in HOSTS:
+        for method, path in (("GET", "/"), ("GET", "/healthz"), ("POST", "/x")):
+            reply = client.request(method, path, headers={"host": host})
+            assert reply.status_code == (200 if is_ours else 403), host
+            assert is_ours or ("--allow-host" in reply.json()["error"] and "set-cookie" not in reply.headers)
+
+
+@pytest.mark.parametrize(("host", "is_login_off"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_other_servers_are_asked_under_any_name(
+    manager: SessionManager, tmp_path: Path, written: bytes, host: str, is_login_off: bool
+) -> None:
+    if not is_login_off:
+        (tmp_path / "accounts.json").write_bytes(written)
+    access = make_access(host, tmp_path, is_login_off=is_login_off, tell=print)
+    reply = TestClient(make_app(manager, access)).get("/healthz", headers={"host": "studio.example"})
+    assert reply.status_code == 200
 
 
 @pytest.mark.parametrize(

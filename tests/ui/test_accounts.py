@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import time
 
 import pytest
 from itsdangerous import URLSafeTimedSerializer
@@ -16,13 +17,15 @@ from limits import RateLimitItemPerMinute
 
 from seedvr_ui.accounts import AccountError, Accounts, AccountsFile, load_accounts, load_secret
 from seedvr_ui.admission import FIRST_ADMIN, accounts_path, make_access
-from seedvr_ui.login import Login, TooManyAttemptsError, WrongPasswordError
+from seedvr_ui.login import SESSION_AGE_S, Login, TooManyAttemptsError, WrongPasswordError
 from seedvr_ui.login_policy import LoginPolicy, OpenServerError, decide_login
+from seedvr_ui.signed_out import FOLDER_NAME, SignedOut
 from seedvr_ui.storage import is_id
 from tests.ui.server import ROOT
 
 SECRET = b"s" * 32
 PASSWORD = "correct horse"
+LIMITS = (RateLimitItemPerMinute(3, 5), RateLimitItemPerMinute(5, 15))
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def login(file: AccountsFile) -> Login:
     """With the accounts anna and ben; three attempts of an address, five of a name."""
     file.add("anna", PASSWORD, is_admin=True)
     file.add("ben", PASSWORD)
-    return Login(Accounts(file, SECRET), SECRET, RateLimitItemPerMinute(3, 5), RateLimitItemPerMinute(5, 15))
+    return Login(Accounts(file, SECRET), SECRET, SignedOut(file.path.parent), *LIMITS)
 
 
 def test_an_account_has_an_id_that_stays_and_no_password_in_the_file(file: AccountsFile) -> None:
@@ -87,7 +90,7 @@ def test_accounts_of_the_environment_and_of_the_file_come_together(file: Account
     assert [(account.name, account.is_admin) for account in accounts.all()] == [
         ("Anna", True), ("ben", False), ("cleo", False)
     ]  # fmt: skip
-    login = Login(accounts, SECRET)
+    login = Login(accounts, SECRET, SignedOut(file.path.parent))
     assert login.sign_in("anna", "her-password", "192.0.2.1").name == "Anna"
     assert login.sign_in("ben", "his:pass:word", "192.0.2.1").name == "ben"
 
@@ -197,7 +200,7 @@ def test_a_session_outlives_a_restart_and_ends_with_the_password_or_the_account(
     file = login.accounts.file
     anna, ben = login.accounts.all()
     sessions = [login.session(anna), login.session(ben)]
-    again = Login(Accounts(AccountsFile(file.path), SECRET), SECRET)
+    again = Login(Accounts(AccountsFile(file.path), SECRET), SECRET, SignedOut(file.path.parent))
     assert [again.account_of(session) for session in sessions] == [anna, ben]
     file.set_password("anna", "another password")
     file.remove("BEN")
@@ -208,7 +211,7 @@ def test_a_session_outlives_a_restart_and_ends_with_the_password_or_the_account(
 
 def test_a_session_of_the_environment_ends_with_the_password_only(file: AccountsFile) -> None:
     def login(password: str) -> Login:
-        return Login(Accounts(file, SECRET, {"SEEDVR_USERS": f"anna:{password}"}), SECRET)
+        return Login(Accounts(file, SECRET, {"SEEDVR_USERS": f"anna:{password}"}), SECRET, SignedOut(file.path.parent))
 
     first = login("12345678")
     session = first.session(first.accounts.all()[0])
@@ -223,6 +226,22 @@ def test_a_forged_or_foreign_session_is_none(login: Login) -> None:
     strange = URLSafeTimedSerializer(SECRET, salt="seedvr session").dumps({"id": anna.id})
     for forged in ("", "x", session[:-1], session[::-1], foreign, strange, "ä" * 5000):
         assert login.account_of(forged) is None
+
+
+def test_signing_out_is_remembered_as_long_as_the_session_would_have_lasted(
+    login: Login, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, ben = login.accounts.all()
+    ended, other = login.session(anna), login.session(anna)
+    login.sign_out(ended)
+    login.sign_out("no session")
+    assert (login.account_of(ended), login.account_of(other)) == (None, anna)
+    folder = login.accounts.file.path.parent / FOLDER_NAME
+    (first,) = folder.iterdir()
+    monkeypatch.setattr("seedvr_ui.signed_out.time.time", lambda: time() + SESSION_AGE_S + 1)
+    login.sign_out(login.session(ben))
+    assert len(list(folder.iterdir())) == 1
+    assert not first.exists()
 
 
 def test_a_session_ends_by_itself(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +334,7 @@ def run_accounts(data: Path, *arguments: str, password: str = "") -> subprocess.
 def test_the_commands_add_list_change_and_remove(tmp_path: Path) -> None:
     assert run_accounts(tmp_path, "add", "anna", "--admin", password=PASSWORD).returncode == 0
     assert run_accounts(tmp_path, "add", "ben", password="another one").returncode == 0
-    login = Login(load_accounts(accounts_path(tmp_path), tmp_path, {}), SECRET)
+    login = Login(load_accounts(accounts_path(tmp_path), tmp_path, {}), SECRET, SignedOut(tmp_path))
     session = login.session(login.sign_in("anna", PASSWORD, "192.0.2.1"))
     listed = run_accounts(tmp_path, "list").stdout
     assert [line.split() for line in listed.splitlines()[1:]] == [["anna", "yes"], ["ben"]]

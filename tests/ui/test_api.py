@@ -14,12 +14,15 @@ from fastapi.testclient import TestClient
 
 from seedvr_ui import sessions
 from seedvr_ui.access import COOKIE, Access
+from seedvr_ui.accounts import Accounts, AccountsFile
 from seedvr_ui.api import add_api
 from seedvr_ui.archives import Archives
 from seedvr_ui.gate import Gate
 from seedvr_ui.jobs import JobStatus
+from seedvr_ui.login import Login
 from seedvr_ui.operations import Operations
 from seedvr_ui.sessions import Limits, SessionManager
+from seedvr_ui.signed_out import SignedOut
 from seedvr_ui.storage import new_id
 from seedvr_ui.transfers import Transfers
 from tests.ui.conftest import FakeEngine, MakeManager, Submit, Wait
@@ -295,6 +298,22 @@ def test_an_admin_reaches_the_jobs_of_all(manager: SessionManager, client: Clien
     assert admin.get("jobs", params={"owner": new_id()}).json()["total"] == 0
     assert admin.post(f"jobs/{job.id}/pause").json()["status"] == "paused"
     assert client.get(f"jobs/{job.id}").json()["status"] == "paused"
+
+
+def test_an_admin_may_name_an_account(manager: SessionManager, submit: Submit, tmp_path: Path) -> None:
+    file, password = AccountsFile(tmp_path / "accounts.json"), "correct horse"
+    file.add("root", password, is_admin=True)
+    job = submit("a.mp4", session=file.add("Anna", password).id)
+    login = Login(Accounts(file, b"s" * 32), b"s" * 32, SignedOut(tmp_path))
+    client = TestClient(make_app(manager, Access(login)), base_url="http://testserver/api/v1/")
+
+    def ask(name: str, owner: str) -> Any:
+        return client.get("jobs", params={"owner": owner}, auth=(name, password)).json()
+
+    assert [one["id"] for one in ask("root", "anna")["jobs"]] == [job.id]
+    assert ask("root", "root")["total"] == 0
+    assert "'ben' is neither an account nor an owner" in ask("root", "ben")["error"]
+    assert ask("anna", "ben")["total"] == 1  # who may see their own jobs only learns nothing about names
 
 
 # --- documents ---

@@ -80,7 +80,7 @@ class Held:
 
 
 def test_two_files_go_up_at_once_and_the_third_waits(page: Page, clip: Path, tmp_path: Path) -> None:
-    files = [_pad(clip, tmp_path / f"{name}.mp4", 20 * MIB) for name in "abc"]
+    files = [pad(clip, tmp_path / f"{name}.mp4", 20 * MIB) for name in "abc"]
     held = Held(page, PART_BYTES)
     page.set_input_files(".zone input", [str(file) for file in files])
     page.locator(".files li.sending .note", has_text="Uploading, 8.4 MB of 21.0 MB").nth(1).wait_for()
@@ -104,7 +104,7 @@ def test_speed_and_time_left_are_shown(page: Page, clip: Path, tmp_path: Path) -
         "Network.emulateNetworkConditions",
         {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 4 * MIB},
     )
-    page.set_input_files(".zone input", [str(_pad(clip, tmp_path / "slow.mp4", 40 * MIB))])
+    page.set_input_files(".zone input", [str(pad(clip, tmp_path / "slow.mp4", 40 * MIB))])
     page.locator(".files .note", has_text="MB/s").wait_for()
     assert page.locator(".files .note").inner_text().endswith(" left")
     page.get_by_role("button", name="Remove slow.mp4").click()
@@ -112,7 +112,7 @@ def test_speed_and_time_left_are_shown(page: Page, clip: Path, tmp_path: Path) -
 
 
 def test_a_reload_in_the_middle_costs_nothing_that_has_arrived(page: Page, clip: Path, tmp_path: Path) -> None:
-    file = _pad(clip, tmp_path / "long.mp4", 24 * MIB)
+    file = pad(clip, tmp_path / "long.mp4", 24 * MIB)
     held = Held(page, 2 * PART_BYTES)
     page.set_input_files(".zone input", [str(file)])
     page.locator(".files .note", has_text="Uploading, 16.8 MB of 25.2 MB").wait_for()
@@ -133,7 +133,7 @@ def test_another_file_of_the_same_name_does_not_continue_an_interrupted_one(
     page: Page, clip: Path, tmp_path: Path
 ) -> None:
     held = Held(page, PART_BYTES)
-    page.set_input_files(".zone input", [str(_pad(clip, tmp_path / "same.mp4", 10 * MIB))])
+    page.set_input_files(".zone input", [str(pad(clip, tmp_path / "same.mp4", 10 * MIB))])
     page.locator(".files .note", has_text="Uploading, 8.4 MB").wait_for()
     page.once("dialog", lambda dialog: dialog.accept())
     page.reload()
@@ -141,7 +141,7 @@ def test_another_file_of_the_same_name_does_not_continue_an_interrupted_one(
     held.routes.clear()
     held.release()
     offsets = _watch_offsets(page)
-    other = _pad(clip, tmp_path / "other" / "same.mp4", 10 * MIB + 1)
+    other = pad(clip, tmp_path / "other" / "same.mp4", 10 * MIB + 1)
     page.set_input_files(".zone input", [str(other)])
     page.locator(".files li.ready").wait_for()
     assert offsets[0] == 0
@@ -150,7 +150,7 @@ def test_another_file_of_the_same_name_does_not_continue_an_interrupted_one(
 
 def test_a_removed_upload_is_gone_for_good(page: Page, clip: Path, tmp_path: Path) -> None:
     held = Held(page, PART_BYTES)
-    page.set_input_files(".zone input", [str(_pad(clip, tmp_path / "gone.mp4", 10 * MIB))])
+    page.set_input_files(".zone input", [str(pad(clip, tmp_path / "gone.mp4", 10 * MIB))])
     page.locator(".files .note", has_text="Uploading, 8.4 MB").wait_for()
     with page.expect_response(lambda response: response.request.method == "DELETE") as removal:
         page.get_by_role("button", name="Remove gone.mp4").click()
@@ -211,7 +211,7 @@ def test_the_drop_zone_fits_a_phone(browser: Browser, server: Server, clip: Path
 def test_300_mb_killed_at_half_and_resumed_are_the_same_bytes(browser: Browser, clip: Path, tmp_path: Path) -> None:
     """The server, its worker and all else are killed in the middle of a part; the page goes on by itself."""
     size = 300 * 10**6
-    file = _pad(clip, tmp_path / "large.mp4", size)
+    file = pad(clip, tmp_path / "large.mp4", size)
     with running_server(tmp_path) as first, _visiting(browser, first) as page:
         offsets = _watch_offsets(page)
         page.set_input_files(".zone input", [str(file)])
@@ -269,7 +269,7 @@ def _wait_for_half(page: Page, data: Path, size: int) -> Path:
     raise AssertionError(f"the upload did not get to its half: {page.locator('.files').inner_text()}")
 
 
-def _pad(clip: Path, target: Path, size: int) -> Path:
+def pad(clip: Path, target: Path, size: int) -> Path:
     """`clip` with a box at its end that players skip, so that it is a good video of `size` bytes."""
     target.parent.mkdir(exist_ok=True)
     content = clip.read_bytes()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from inference.cli import app
 from seedvr_ui.access import COOKIE
+from seedvr_ui.accounts import AccountsFile
 from seedvr_ui.storage import local_owner, new_id
 from tests.ui.conftest import Wait
 from tests.ui.proxy import losing_proxy
@@ -112,6 +113,16 @@ def test_the_list_has_all_owners_and_can_be_filtered(picture: Path) -> None:
     assert ids("--search", "nothing") == []
 
 
+def test_an_owner_may_be_named_by_the_account(home: Path, picture: Path) -> None:
+    anna = AccountsFile(home / "accounts.json").add("Anna", "correct horse")
+    (theirs,) = jobs("submit", picture, "--owner", "anna", "--json").document
+    jobs("submit", picture)
+    assert theirs["owner"] == anna.id
+    assert [job["id"] for job in jobs("list", "--owner", "Anna", "--json").document["jobs"]] == [theirs["id"]]
+    answer = jobs("list", "--owner", "ben")
+    assert (answer.code, "'ben' is neither an account nor an owner" in answer.err) == (2, True)
+
+
 def test_a_rebuilt_index_has_what_the_folders_have(home: Path, picture: Path) -> None:
     (job,) = jobs("submit", picture, "--json").document
     for path in home.glob("index.sqlite3*"):
@@ -140,7 +151,7 @@ def test_a_job_goes_out_and_in_again(tmp_path: Path, picture: Path) -> None:
         (["submit", "seed=3"], "Name a file to restore"),
         (["submit", "{picture}", "sede=3"], "did you mean restore.seed?"),
         (["submit", "{text}"], "notes.txt"),
-        (["submit", "{picture}", "--owner", "../x"], "is no owner"),
+        (["submit", "{picture}", "--owner", "../x"], "neither an account nor an owner"),
         (["show", "../../etc/passwd"], "no longer exists"),
         (["resume", "{job}"], "This job is queued and cannot become queued"),
         (["import", "{text}"], ""),
