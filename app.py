@@ -27,6 +27,7 @@ from inference.errors import CheckpointError, RestoreError
 from inference.locate import check_weights_folder, locate
 from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
+from inference.without import NAMES, switch_off
 from inference.worker import Worker
 from seedvr_ui.access import Access
 from seedvr_ui.admission import make_access
@@ -52,6 +53,7 @@ _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who
 _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
 _KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
+_WITHOUT_HELP = f"do without this part of the machine ({', '.join(NAMES)}); may be given again (SEEDVR_WITHOUT)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
 
@@ -268,8 +270,10 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help=_WITHOUT_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")
+    switch_off(values.pop("without"))
     return {**values, "engine": load_settings({"engine.weights": weights}).engine}
 
 
