@@ -22,7 +22,7 @@ import torch
 from inference.allocator import keep_freed_memory
 from inference.backends import settle_backends
 from inference.catalogue import ModelEntry
-from inference.checkpoint import Models, load_models
+from inference.checkpoint import CONFIGS, Models, load_models
 from inference.devices import choose_device, choose_dtype, choose_model, describe_device, device_memory
 from inference.errors import DeviceMemoryError, RestoreError
 from inference.meter import Meter, peak_process_bytes
