@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: n
 from fastapi import FastAPI
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
+from inference.doctor.examine import examine
+from inference.doctor.machine import expects_card
 from inference.errors import CheckpointError, RestoreError
 from inference.locate import check_weights_folder, locate
+from inference.logs import configure_logs
 from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.without import NAMES, switch_off
@@ -34,12 +38,14 @@ from seedvr_ui.admission import make_access
 from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
+from seedvr_ui.metrics import Metrics
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
+from seedvr_ui.system import System
 from seedvr_ui.transfers import Transfers
 from seedvr_ui.webhook import Webhook, end_record
 
@@ -67,6 +73,15 @@ def default_folder() -> Path | None:
     return Path(os.environ["SEEDVR_FOLDER"]) if os.environ.get("SEEDVR_FOLDER") else None
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What tells how the server is: its state, its numbers, and the token for programs that read those."""
+
+    system: System
+    metrics: Metrics
+    token: str = ""
+
+
 def create_app(
     data: Path,
     engine: EngineSettings | None = None,
@@ -89,13 +104,17 @@ def create_app(
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
     worker = Worker()
     calibration = Calibration(storage.root, worker.restore, _TEST_CLIP if _TEST_CLIP.exists() else None)
-    services = Services(check=check_media, restore=calibration.restore, make_preview=make_preview)
+    metrics = Metrics(lambda: manager.counts(), lambda: _processes(worker))
+    services = Services(check=check_media, restore=metrics.measured(calibration.restore), make_preview=make_preview)
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     calibration.is_idle = manager.is_idle
     forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)
     transfers = Transfers(manager.uploads, ServerFolder(folder) if folder else None)
 
+    system = System(manager, partial(examine, storage.root, engine.weights), worker.check_start)
+
     def stop() -> None:
+        system.close()
         calibration.close()
         worker.kill()
 
@@ -110,6 +129,7 @@ def create_app(
         root_path=root_path,
         access=access,
         webhook=teller,
+        health=Health(system, metrics, os.environ.get("SEEDVR_METRICS_TOKEN", "")),
         on_stop=stop,
     )
 
@@ -124,6 +144,7 @@ def assemble(
     root_path: str = "",
     access: Access | None = None,
     webhook: Webhook | None = None,
+    health: Health | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
@@ -138,11 +159,14 @@ def assemble(
     from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
+    from seedvr_ui.system_routes import add_system_routes
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
         transfers.start()
+        if health is not None and expects_card():  # what is wrong with a pod is said before the first job
+            health.system.start_examination()
         if webhook is not None:
             webhook.start()
         else:
@@ -167,6 +191,8 @@ def assemble(
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display, access.name_of))
     add_media_routes(app, manager, access, parts)
+    if health is not None:
+        add_system_routes(app, access, health.system, health.metrics, health.token)
     add_api(app, operations, access, transfers, archives)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
@@ -230,6 +256,11 @@ def main(
     )  # fmt: skip
 
 
+def _processes(worker: Worker) -> dict[str, int]:
+    """The processes whose memory is measured."""
+    return {"server": os.getpid()} | ({} if worker.pid is None else {"worker": worker.pid})
+
+
 def _tell(text: str) -> None:
     """Something for the terminal and no log."""
     sys.stdout.write(f"{text}\n")
@@ -278,7 +309,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs()
     try:
         main(**_parse(None))
     except RestoreError as error:

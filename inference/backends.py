@@ -1,8 +1,8 @@
 """Which optional code computes in this process: settled once, before a model is loaded, by what was proven here.
 
 - The Triton kernels are given up for plain PyTorch if a first call of one fails, for example for want of a C compiler.
-- flash-attn takes part in the choice of an attention backend only where torch's own kernel does not work, and only after
-  it has passed the doctor's trial, in a process that may crash or hang without harm.
+- flash-attn takes part in the choice of an attention backend only where torch's own kernel does not work, and only
+  after it has passed the doctor's trial, in a process that may crash or hang without harm.
 - apex is never used: its one fused step, the RMS norm, is part of the kernels here, together with what follows it.
 
 Whatever is left out costs one line of the log, never a job.

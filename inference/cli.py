@@ -26,6 +26,7 @@ from rich.table import Table
 from inference.catalogue import AUTO_MODEL, CATALOGUE, find_model
 from inference.doctor.findings import Finding
 from inference.errors import CancelledError, RestoreError, SettingsError
+from inference.logs import configure_logs
 from inference.progress import Cancellation
 from inference.settings import Precision, describe, load_settings, to_text
 from inference.without import NAMES, switch_off
@@ -121,6 +122,7 @@ def serve(
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
+        configure_logs()
         switch_off(without or [])
         engine = load_settings(settings or []).engine
         if engine.model != AUTO_MODEL:

@@ -1,4 +1,4 @@
-"""What is switched off on this machine by name: `--without NAME`, or `SEEDVR_WITHOUT`, which child processes inherit."""
+"""What is switched off on this machine by name: `--without NAME`, or `SEEDVR_WITHOUT`, which children inherit."""
 
 from __future__ import annotations
 

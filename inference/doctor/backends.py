@@ -48,8 +48,10 @@ def check_torch() -> Iterator[Finding]:
         driver = ""
     if cuda is None:
         is_wrong = bool(driver) or expects_card()
-        yield found("torch.cpu-build", version=version) if is_wrong else found(
-            "torch.ok", version=version, device="the CPU"
+        yield (
+            found("torch.cpu-build", version=version)
+            if is_wrong
+            else found("torch.ok", version=version, device="the CPU")
         )
         return
     if driver and (finding := judge_driver(driver, version, cuda)):
@@ -129,8 +131,8 @@ def check_convolutions() -> Iterator[Finding]:
 
     def convolve() -> Tensor:
         last = torch.channels_last_3d
-        moved = (part.to(on, kind).contiguous(memory_format=last) for part in (x, weight))
-        return F.conv3d(*moved, None, 1, (0, 1, 1))
+        moved, kernel = (part.to(on, kind).contiguous(memory_format=last) for part in (x, weight))
+        return F.conv3d(moved, kernel, None, 1, (0, 1, 1))
 
     reason = _difference(convolve, expected, 2e-2 if on.type == "cuda" else 1e-5)
     yield found("convolutions.broken", reason=reason) if reason else found("convolutions.ok")
@@ -274,7 +276,7 @@ def check_codecs() -> Iterator[Finding]:
                 target.mux(stream.encode(frame))
             target.mux(stream.encode(None))
         clip.seek(0)
-        with av.open(clip) as source:
+        with av.open(clip, "r") as source:
             shades = [frame.to_ndarray(format="gray").mean() for frame in source.decode(video=0)]
         if len(shades) != 3 or not shades[0] < shades[1] < shades[2]:
             yield found("codecs.broken", reason=f"{len(shades)} of 3 frames came back, or other ones")
@@ -313,4 +315,4 @@ def _difference(call: Callable[[], Tensor], expected: Tensor, tolerance: float) 
 
 def _reason(error: BaseException) -> str:
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__

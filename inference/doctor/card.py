@@ -34,9 +34,14 @@ def kernels_for(capability: tuple[int, int], archs: Sequence[str]) -> str | None
             runs = major == capability[0] and minor <= capability[1]
         else:
             runs = (major, minor) <= capability
-        if runs and (best is None or (kind == "sm" and best.startswith("compute"))):
-            best = arch
-        elif runs and best is not None and kind == "sm" and best < arch:
+        if (
+            runs
+            and (best is None or (kind == "sm" and best.startswith("compute")))
+            or runs
+            and best is not None
+            and kind == "sm"
+            and best < arch
+        ):
             best = arch
     return best
 

@@ -48,9 +48,7 @@ def examine(
     return Report(findings)
 
 
-def _run(
-    data: Path, weights: str, checks: list[str], limit_s: float, cancellation: Cancellation
-) -> Iterator[Finding]:
+def _run(data: Path, weights: str, checks: list[str], limit_s: float, cancellation: Cancellation) -> Iterator[Finding]:
     while checks:
         current = checks[0]
         is_torch_missing = False
@@ -103,9 +101,7 @@ def _start(data: Path, weights: str, checks: Sequence[str]) -> subprocess.Popen[
     )
 
 
-def _listen(
-    process: subprocess.Popen[str], limit_s: float, cancellation: Cancellation
-) -> Iterator[Mapping[str, Any]]:
+def _listen(process: subprocess.Popen[str], limit_s: float, cancellation: Cancellation) -> Iterator[Mapping[str, Any]]:
     """What the process says until it ends. Raises TimeoutError if it says nothing for `limit_s` seconds."""
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()

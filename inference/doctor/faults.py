@@ -100,7 +100,9 @@ FAULTS: dict[str, Fault] = {
         "Set the clock of the host (NTP); a container has that of its host.",
     ),
     "hub.ok": Fault(OK, "The hub answers at {endpoint}."),
-    "hub.offline": Fault(NOTE, "Offline mode is on, so nothing is downloaded.", "Unset HF_HUB_OFFLINE to download models."),
+    "hub.offline": Fault(
+        NOTE, "Offline mode is on, so nothing is downloaded.", "Unset HF_HUB_OFFLINE to download models."
+    ),
     "hub.unreachable": Fault(
         WARNING,
         "The hub at {endpoint} cannot be reached ({reason}), so models cannot be downloaded.",
@@ -194,7 +196,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "convolutions.ok": Fault(OK, "Channels-last convolutions equal those on the CPU."),
     "convolutions.broken": Fault(
-        ERROR, "Channels-last convolutions give wrong results ({reason}).", "Install another torch build with SEEDVR_TORCH."
+        ERROR,
+        "Channels-last convolutions give wrong results ({reason}).",
+        "Install another torch build with SEEDVR_TORCH.",
     ),
     "kernels.ok": Fault(OK, "The Triton kernels equal their plain twins."),
     "kernels.unused": Fault(OK, "The Triton kernels are for cards only; plain PyTorch does their work on the CPU."),

@@ -15,7 +15,7 @@ from inference.durable import write_bytes
 
 
 class Severity(StrEnum):
-    """How bad a finding is, best first: nothing to know; good to know; works, but worse than it could; does not work."""
+    """How bad a finding is, best first: nothing to know, good to know, worse than it could be, does not work."""
 
     OK = "ok"
     NOTE = "note"

@@ -67,7 +67,7 @@ def ask_driver() -> tuple[str, list[str]]:
         raise OSError(f"nvidia-smi did not answer within {_SMI_LIMIT_S:.0f} s") from None
     lines = [line.split(", ") for line in answer.stdout.strip().splitlines()]
     if answer.returncode != 0 or not lines or any(len(line) != 3 for line in lines):
-        raise OSError((answer.stderr.strip() or answer.stdout.strip() or f"exit code {answer.returncode}"))
+        raise OSError(answer.stderr.strip() or answer.stdout.strip() or f"exit code {answer.returncode}")
     return lines[0][0], [f"{name}, {memory}" for _, name, memory in lines]
 
 
@@ -91,7 +91,10 @@ def memory() -> tuple[int, int]:
     """(free, total) bytes of main memory that this process may use; a container may have less than its host."""
     host = psutil.virtual_memory()
     free, total = int(host.available), int(host.total)
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             allowed = int((_CGROUP / limit).read_text())
             taken = int((_CGROUP / used).read_text()) - _page_cache()
@@ -189,7 +192,11 @@ def filesystem_kind(folder: Path) -> str:
     path = folder.resolve()
     partitions = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
     # Of several mounts at one place the last one counts.
-    return str(max(enumerate(partitions), key=lambda part: (len(part[1].mountpoint), part[0]))[1].fstype) if partitions else ""
+    return (
+        str(max(enumerate(partitions), key=lambda part: (len(part[1].mountpoint), part[0]))[1].fstype)
+        if partitions
+        else ""
+    )
 
 
 def check_filesystem(data: Path) -> Iterator[Finding]:

@@ -71,7 +71,9 @@ def test_a_driver_that_fails_says_why_and_one_that_works_says_what_it_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "all")
-    a_program(tmp_path / "bin", "nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    a_program(
+        tmp_path / "bin", "nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18"
+    )
     assert "(Failed to initialize NVML: Driver/library version mismatch)" in one(machine.check_driver()).sentence
     a_program(tmp_path / "bin", "nvidia-smi", "echo '570.10, NVIDIA L40, 46068 MiB'")
     assert one(machine.check_driver()).sentence == "The NVIDIA driver 570.10 answers: NVIDIA L40, 46068 MiB."
