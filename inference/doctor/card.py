@@ -22,7 +22,7 @@ def kernels_for(capability: tuple[int, int], archs: Sequence[str]) -> str | None
     Machine code (`sm_86`) runs on cards of its generation with the same or a later minor number, code for one card
     (`sm_90a`) on that one only; PTX (`compute_80`) is compiled for any later card.
     """
-    best = None
+    fitting: list[tuple[bool, int, int, str]] = []
     for arch in archs:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", arch)
         if match is None:
@@ -34,16 +34,9 @@ def kernels_for(capability: tuple[int, int], archs: Sequence[str]) -> str | None
             runs = major == capability[0] and minor <= capability[1]
         else:
             runs = (major, minor) <= capability
-        if (
-            runs
-            and (best is None or (kind == "sm" and best.startswith("compute")))
-            or runs
-            and best is not None
-            and kind == "sm"
-            and best < arch
-        ):
-            best = arch
-    return best
+        if runs:
+            fitting.append((kind == "sm", major, minor, arch))
+    return max(fitting)[-1] if fitting else None
 
 
 def judge_architecture(card: str, capability: tuple[int, int], archs: Sequence[str]) -> Finding:
