@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,21 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: n
 from fastapi import FastAPI
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
+from inference.doctor.examine import examine
+from inference.doctor.machine import expects_card
 from inference.errors import CheckpointError, RestoreError
 from inference.locate import check_weights_folder, locate
+from inference.logs import configure_logs
 from inference.media_proxy import check_media, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
+from inference.without import NAMES, switch_off
 from inference.worker import Worker
 from seedvr_ui.access import Access
 from seedvr_ui.admission import make_access
 from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
+from seedvr_ui.metrics import Metrics
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
@@ -40,6 +46,7 @@ from seedvr_ui.quick_start import without_collection, without_stub_files
 from seedvr_ui.sessions import Limits, Services, SessionManager
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
+from seedvr_ui.system import System
 from seedvr_ui.transfers import Transfers
 from seedvr_ui.webhook import Webhook, end_record
 
@@ -54,6 +61,7 @@ _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
 _ALLOW_HOST_HELP = "another name to answer to where nobody signs in on a loopback address; may be repeated"
 _KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
+_WITHOUT_HELP = f"do without this part of the machine ({', '.join(NAMES)}); may be given again (SEEDVR_WITHOUT)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
 
@@ -65,6 +73,15 @@ _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
 def default_folder() -> Path | None:
     """The folder of this machine to choose sources from: SEEDVR_FOLDER, else none."""
     return Path(os.environ["SEEDVR_FOLDER"]) if os.environ.get("SEEDVR_FOLDER") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What tells how the server is: its state, its numbers, and the token for programs that read those."""
+
+    system: System
+    metrics: Metrics
+    token: str = ""
 
 
 def create_app(
@@ -89,13 +106,17 @@ def create_app(
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
     worker = Worker()
     calibration = Calibration(storage.root, worker.restore, _TEST_CLIP if _TEST_CLIP.exists() else None)
-    services = Services(check=check_media, restore=calibration.restore, make_preview=make_preview)
+    metrics = Metrics(lambda: manager.counts(), lambda: _processes(worker))
+    services = Services(check=check_media, restore=metrics.measured(calibration.restore), make_preview=make_preview)
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     calibration.is_idle = manager.is_idle
     forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)
     transfers = Transfers(manager.uploads, ServerFolder(folder) if folder else None)
 
+    system = System(manager, partial(examine, storage.root, engine.weights), worker.check_start)
+
     def stop() -> None:
+        system.close()
         calibration.close()
         worker.kill()
 
@@ -110,6 +131,7 @@ def create_app(
         root_path=root_path,
         access=access,
         webhook=teller,
+        health=Health(system, metrics, os.environ.get("SEEDVR_METRICS_TOKEN", "")),
         on_stop=stop,
     )
 
@@ -124,6 +146,7 @@ def assemble(
     root_path: str = "",
     access: Access | None = None,
     webhook: Webhook | None = None,
+    health: Health | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
@@ -139,11 +162,14 @@ def assemble(
     from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
+    from seedvr_ui.system_routes import add_system_routes
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager.start()
         transfers.start()
+        if health is not None and expects_card():  # what is wrong with a pod is said before the first job
+            health.system.start_examination()
         if webhook is not None:
             webhook.start()
         else:
@@ -168,6 +194,8 @@ def assemble(
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display, access.name_of))
     add_media_routes(app, manager, access, parts)
+    if health is not None:
+        add_system_routes(app, access, health.system, health.metrics, health.token)
     add_api(app, operations, access, transfers, archives)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
@@ -235,6 +263,11 @@ def main(
     )  # fmt: skip
 
 
+def _processes(worker: Worker) -> dict[str, int]:
+    """The processes whose memory is measured."""
+    return {"server": os.getpid()} | ({} if worker.pid is None else {"worker": worker.pid})
+
+
 def _tell(text: str) -> None:
     """Something for the terminal and no log."""
     sys.stdout.write(f"{text}\n")
@@ -276,13 +309,15 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help=_WITHOUT_HELP)
     values = vars(parser.parse_args(arguments))
     weights = values.pop("weights")
+    switch_off(values.pop("without"))
     return {**values, "engine": load_settings({"engine.weights": weights}).engine}
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs()
     try:
         main(**_parse(None))
     except RestoreError as error:

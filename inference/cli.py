@@ -1,4 +1,4 @@
-"""The command line: `seedvr restore | plan | jobs | serve | accounts | parity | bench | models | convert`.
+"""The command line: `seedvr restore | plan | jobs | serve | doctor | accounts | parity | bench | models | convert`.
 
 A RestoreError ends a command with exit code 2 and its sentence on standard error, Ctrl-C with 130. Commands that need
 torch import it when they run, so that `--help` is quick.
@@ -24,9 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from inference.catalogue import AUTO_MODEL, CATALOGUE, find_model
+from inference.doctor.findings import Finding
 from inference.errors import CancelledError, RestoreError, SettingsError
+from inference.logs import configure_logs
 from inference.progress import Cancellation
 from inference.settings import Precision, describe, load_settings, to_text
+from inference.without import NAMES, switch_off
 
 app = typer.Typer(
     name="seedvr",
@@ -39,6 +42,7 @@ app = typer.Typer(
 
 _USER_ERROR = 2
 _INTERRUPTED = 130
+_WITHOUT_HELP = f"Do without this part of the machine ({', '.join(NAMES)}); may be given again."
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -73,9 +77,11 @@ def restore(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once all is done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+    without: Annotated[list[str] | None, typer.Option(help=_WITHOUT_HELP)] = None,
 ) -> None:
     """Restore the video or image IN into the file OUT; a video keeps its sound."""
     with _user_errors():
+        switch_off(without or [])
         tree = load_settings(*([config] if config else []), settings or [])
         from inference.media.target import check_is_new
 
@@ -139,9 +145,12 @@ def serve(
     webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
     keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
     keep_gb: Annotated[float, typer.Option(help="Delete the oldest when all take more; 0: no limit.", min=0)] = 0,
+    without: Annotated[list[str] | None, typer.Option(help=_WITHOUT_HELP)] = None,
 ) -> None:
     """Start the browser app."""
     with _user_errors(logging.INFO):
+        configure_logs()
+        switch_off(without or [])
         engine = load_settings(settings or []).engine
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
@@ -235,6 +244,39 @@ def convert(
         _errors.print(str(conversion), markup=False)
     if not conversions:
         _errors.print("Everything is converted already.")
+
+
+@app.command()
+def doctor(
+    data: Annotated[Path | None, typer.Option(help="Folder for uploads and results, as for serve.")] = None,
+    weights: Annotated[str, typer.Option(help="Folder with model files, as engine.weights.")] = "",
+    without: Annotated[list[str] | None, typer.Option(help=_WITHOUT_HELP)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Examine this machine: card, torch, every backend by a real call, memory, disk, weights, network.
+
+    Ends with code 1 if something does not work. The server shows the report, and is ready only without errors in it.
+    """
+    with _user_errors():
+        switch_off(without or [])
+        from inference.doctor.examine import examine
+        from inference.doctor.findings import Severity, save_report
+
+        folder = data or _project_module("seedvr_ui.storage").default_data()
+        with Console(stderr=True).status("Examining ...") if not as_json else contextlib.nullcontext():
+            report = examine(folder, weights, tell=None if as_json else _show_finding)
+        save_report(folder, report)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
+    if report.worst is Severity.ERROR:
+        raise typer.Exit(1)
+
+
+def _show_finding(finding: Finding) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{finding.severity.value:8}{finding.sentence}", markup=False)
+    if finding.action:
+        console.print(f"{'':8}> {finding.action}", markup=False)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from typing import Self
 import torch
 
 from inference.allocator import keep_freed_memory
+from inference.backends import settle_backends
 from inference.catalogue import ModelEntry
-from inference.checkpoint import Models, load_models
+from inference.checkpoint import CONFIGS, Models, load_models
 from inference.devices import choose_device, choose_dtype, choose_model, describe_device, device_memory
 from inference.errors import DeviceMemoryError, RestoreError
 from inference.meter import Meter, peak_process_bytes
@@ -86,6 +87,7 @@ class Engine:
             if self.dtype is torch.float32:  # what is asked for; cuDNN would round its operands to 10 bits
                 torch.backends.cudnn.allow_tf32 = False
             settings = self.settings
+            settle_backends(self.device, self.dtype, CONFIGS[self.entry.name][0].head_dim)
             self._models = load_models(
                 self.entry.name, settings.weights, self.device, self.dtype, settings.offline, report_bytes
             )

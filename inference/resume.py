@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inference.backends import departures
 from inference.checkpoint import Models
 from inference.media.boundary import writing
 from inference.media.decode import Frame
@@ -56,7 +57,7 @@ def identify_job(
         "weights": models.fingerprint,
         "device": parameter.device.type,
         "precision": str(parameter.dtype),
-        "libraries": {"torch": torch.__version__, "av": av.__version__},
+        "libraries": {"torch": torch.__version__, "av": av.__version__, **departures()},
     }
 
 

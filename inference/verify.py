@@ -68,6 +68,17 @@ def sha256_of(path: Path, report_bytes: ReportBytes | None = None) -> str:
     return digest
 
 
+def is_remembered(file: WeightFile, path: Path) -> bool:
+    """Whether `path` was found to be `file` before and has not changed since. Reads nothing of the file."""
+    if file.sha256 is None:
+        return False
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return _read_record().get(str(path.resolve())) == [stat.st_size, stat.st_mtime_ns, file.sha256]
+
+
 def remember_sha256(path: Path, digest: str) -> None:
     """Records the hash of a file that was checked under another name and then renamed."""
     stat = path.stat()

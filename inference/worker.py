@@ -5,6 +5,7 @@ lines with it:
 
     to the worker    {"type": "restore", "job", "source", "target", "settings", "work"}   {"type": "cancel", "job"}
     from the worker  {"type": "ready"}   {"type": "progress", "job", "progress"}   {"type": "done", "job", "summary"}
+                     {"type": "log", "job", "level", "logger", "event", "trace": of an exception, else ""}
                      {"type": "failed", "job", "error", "is_ending": whether the process takes no more jobs}
 
 Closing the pipe asks the worker to end, so it also ends when this process dies in whatever way. So does SIGTERM. With
@@ -85,6 +86,14 @@ class Worker:
         finally:
             self._busy.release()
 
+    def check_start(self) -> None:
+        """Start the process if there is none. Raises RestoreError or OSError if that does not work."""
+        if self.pid is None and self._busy.acquire(blocking=False):
+            try:
+                self._start()
+            finally:
+                self._busy.release()
+
     def close(self) -> None:
         """End the process: politely, then by force. A later `restore` starts a new one."""
         process, self._process = self._process, None
@@ -139,6 +148,9 @@ class Worker:
                     raise CancelledError()
                 message = self._receive(process)
                 if message is None or message.get("job") != job:
+                    continue
+                if message["type"] == "log":
+                    _log_again(message, process.pid)
                     continue
                 answered = message["type"] == "done" or (message["type"] == "failed" and not message["is_ending"])
                 if message["type"] == "done":
@@ -214,6 +226,14 @@ def _read(lines: IO[str], messages: queue.Queue[dict[str, Any]]) -> None:
                 messages.put(json.loads(line))
             except json.JSONDecodeError:
                 log.warning("the worker said something that is not JSON: %.200s", line)
+
+
+def _log_again(message: Mapping[str, Any], pid: int) -> None:
+    """Log here what the worker has logged about its job, so that it is where everything about the job is."""
+    logger = logging.getLogger(str(message["logger"]))
+    level = int(message["level"])
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", message["event"], extra={"worker": pid, "trace": message["trace"]})
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ process ends when its stdin closes, its parent is gone or SIGTERM comes, at the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inference.errors import CancelledError, DiskFullError, RestoreError, WorkerDiedError, to_message
+from inference.logs import configure_logs, to_entry
 from inference.progress import Cancellation, Progress, Stage
 from inference.settings import EngineSettings, Settings, load_settings
 
@@ -49,6 +51,24 @@ class Throttle:
         self._send(progress)
 
 
+class JobRecords(logging.Handler):
+    """Hands what is logged during a job to the client of this process, and everything else to standard error."""
+
+    def __init__(self, loop: JobLoop, otherwise: logging.Handler) -> None:
+        super().__init__()
+        self._loop, self._otherwise = loop, otherwise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record, or write it."""
+        job = self._loop.job
+        if job is None:
+            self._otherwise.handle(record)
+            return
+        entry = to_entry(record)
+        message = {"type": "log", "job": job, "level": record.levelno, "logger": record.name}
+        self._loop.tell({**message, "event": entry["event"], "trace": entry.get("trace", "")})
+
+
 class JobLoop:
     """Takes jobs one after another; keeps the engine as long as the engine settings stay the same."""
 
@@ -58,6 +78,7 @@ class JobLoop:
         self._jobs: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
         self._cancellations: dict[int, Cancellation] = {}
         self._is_ending = False
+        self.job: int | None = None
         self._engine: Engine | None = None
         self._engine_settings: EngineSettings | None = None
 
@@ -91,21 +112,22 @@ class JobLoop:
         """Say that we are ready, then run jobs until `stop`."""
         self._send({"type": "ready"})
         while (message := self._jobs.get()) is not None:
-            job = int(message["job"])
+            job = self.job = int(message["job"])
             try:
                 summary = self._restore(message, self._cancellations[job])
                 self._send({"type": "done", "job": job, "summary": summary})
             except RestoreError as error:
                 if isinstance(error, CancelledError) and self._is_ending:  # not what the user wanted
                     error = WorkerDiedError("The worker process was told to end during the job; start the job again.")
-                self._fail(job, error)
                 if not isinstance(error, CancelledError):
                     log.warning("job %d failed: %s", job, error)
+                self._fail(job, error)
             except Exception as error:  # noqa: BLE001  a bug: the log gets the traceback, the user a sentence
                 log.exception("internal error in job %d", job)
                 self._fail(job, _internal_error(job, error))
             finally:
                 del self._cancellations[job]
+                self.job = None
         if self._engine is not None:
             self._engine.close()
 
@@ -120,6 +142,11 @@ class JobLoop:
         source, target = Path(message["source"]), Path(message["target"])
         work = None if message.get("work") is None else Path(message["work"])
         return engine.restore(source, target, settings.restore, Throttle(send), cancellation, work).to_dict()
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message that nobody waits for."""
+        with contextlib.suppress(CancelledError):
+            self._send(message)
 
     def _fail(self, job: int, error: RestoreError) -> None:
         self._send({"type": "failed", "job": job, "error": to_message(error), "is_ending": self._is_ending})
@@ -150,11 +177,13 @@ def _internal_error(job: int, error: Exception) -> RestoreError:
 
 def main() -> None:
     """Take over stdin and stdout and run jobs until the parent closes the pipe or dies."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(process)d %(name)s: %(message)s")
+    configure_logs(in_jobs=False)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop = JobLoop(output)
+    root = logging.getLogger()
+    root.handlers = [JobRecords(loop, handler) for handler in root.handlers]
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=loop.stop, daemon=True).start())
     threading.Thread(target=loop.listen, args=(sys.stdin,), daemon=True).start()
     threading.Thread(target=loop.watch_parent, args=(os.getppid(),), daemon=True).start()

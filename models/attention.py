@@ -1,9 +1,10 @@
 """Attention over many short sequences packed into one token list, and the choice of the code that computes it.
 
-Three backends compute the same thing: `sdpa_loop` (one call per sequence, the reference), `sdpa_grouped` (one call
-per run of equal lengths) and `torch_varlen` (one flash kernel, CUDA, half precision). A backend is used only if a real
-call on this device agreed with the reference; the answer is remembered with its reason. Suffixes: L packed tokens,
-K sequences, N heads, D head dim.
+Four backends compute the same thing: `sdpa_loop` (one call per sequence, the reference), `sdpa_grouped` (one call
+per run of equal lengths), `torch_varlen` (one flash kernel, CUDA, half precision) and `flash_attn` (the same kernel, of
+the package of that name). A backend is used only if a real call on this device agreed with the reference; the answer is
+remembered with its reason. `flash_attn` is foreign code that may crash or hang: it is not even imported before somebody
+has admitted it, after a trial in another process. Suffixes: L packed tokens, K sequences, N heads, D head dim.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Backend(StrEnum):
     """Ways to compute packed attention, best first."""
 
     VARLEN = "torch_varlen"
+    FLASH_ATTN = "flash_attn"
     GROUPED = "sdpa_grouped"
     LOOP = "sdpa_loop"
 
@@ -60,6 +62,11 @@ class Probe:
     works: bool
     reason: str
 
+
+OPTIONAL = frozenset({Backend.FLASH_ATTN})
+"""Backends of packages that need not be there, and are used only after `admit`."""
+
+_admitted: set[Backend] = set()
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, SequenceLengths], Tensor]
 
@@ -79,6 +86,18 @@ def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> B
     return next((p.backend for p in available_backends(device, dtype, head_dim) if p.works), Backend.LOOP)
 
 
+def admit(backend: Backend, *, is_admitted: bool = True) -> None:
+    """Let an optional backend take part in the choice from now on, or not any more."""
+    (_admitted.add if is_admitted else _admitted.discard)(backend)
+    probe.cache_clear()
+    choose_backend.cache_clear()
+
+
+def is_admitted(backend: Backend) -> bool:
+    """Whether a backend takes part in the choice."""
+    return backend not in OPTIONAL - _admitted
+
+
 def available_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Probe, ...]:
     """The probe of every backend, best first, for a system page or a report."""
     return tuple(probe(backend, device, dtype, head_dim) for backend in Backend)
@@ -89,6 +108,8 @@ def probe(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: 
     """Run `backend` on three unequal sequences and compare with the float32 reference on the CPU."""
     if backend is Backend.VARLEN and (device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16)):
         return Probe(backend, works=False, reason=f"needs CUDA in bfloat16 or float16, not {device.type} in {dtype}")
+    if not is_admitted(backend):
+        return Probe(backend, works=False, reason="is optional, and was not admitted")
     queries, keys = (17, 64, 5), (21, 64, 9)
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
@@ -103,6 +124,8 @@ def probe(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: 
             raise
         except (ImportError, AttributeError, RuntimeError, TypeError, ValueError, AssertionError) as error:
             return Probe(backend, works=False, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    if result.shape != expected.shape:
+        return Probe(backend, works=False, reason=f"gives a result of shape {tuple(result.shape)}")
     difference = (result - expected).abs().max().item()
     tolerance = _TOLERANCE.get(dtype, 1e-4)
     return Probe(backend, works=difference <= tolerance, reason=f"differs from the reference by {difference:.1e}")
@@ -143,8 +166,17 @@ def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, lengths: SequenceLengths) -> 
     return cast(Tensor, out)
 
 
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, lengths: SequenceLengths) -> Tensor:
+    # Optional: imported only once it is admitted. flash-attn-4 has a namespace of this name without the function.
+    from flash_attn import flash_attn_varlen_func
+
+    out = flash_attn_varlen_func(q, k, v, lengths.cu_queries, lengths.cu_keys, max(lengths.queries), max(lengths.keys))
+    return cast(Tensor, out)
+
+
 _BACKENDS: dict[Backend, Attend] = {
     Backend.VARLEN: _torch_varlen,
+    Backend.FLASH_ATTN: _flash_attn,
     Backend.GROUPED: _sdpa_grouped,
     Backend.LOOP: _sdpa_loop,
 }

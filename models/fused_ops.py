@@ -41,6 +41,16 @@ def plain_pytorch() -> Iterator[None]:
         _switch["kernels"] = before
 
 
+def use_kernels(is_on: bool) -> None:
+    """Whether kernels are used from now on, where they can be: a card that refuses them has plain PyTorch."""
+    _switch["kernels"] = is_on
+
+
+def may_use_kernels() -> bool:
+    """Whether kernels are used where they can be."""
+    return _switch["kernels"]
+
+
 def uses_kernels(x: Tensor) -> bool:
     """Whether Triton kernels compute with ``x``, as far as its type and place go."""
     return x.is_cuda and x.dtype is not torch.float64 and _switch["kernels"] and _has_triton()

@@ -25,8 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedvr_ui.access import Access
 
-OPEN = ("/healthz", "/login", "/favicon.ico")
-"""Paths that need nobody who is signed in."""
+OPEN = ("/healthz", "/readyz", "/metrics", "/login", "/favicon.ico")
+"""Paths that need nobody who is signed in. The metrics ask by themselves, since a token opens them too."""
 
 OPEN_BELOW = "/studio/static/"
 """Nor does what lies below this one."""

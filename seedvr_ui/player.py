@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inference.logs import JOB_LOG
 from inference.progress import Progress, Stage
 from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.price import Price
@@ -60,6 +61,7 @@ def job_view(job: Job, num_ahead: int = 0, display: Display | None = None) -> di
         "download": f"{base}/download" if is_done else "",
         "preview": _preview(job.preview, base) if is_done else None,
         "part": f"{base}/part" if job.has_part else "",
+        "log": f"{base}/log" if log_file(job) is not None else "",
         "finishedAt": job.finished_at,
         "staysUntil": stays_until(job, display.keep_s) if display.keep_s is not None else None,
         "canCancel": job.can_cancel,
@@ -159,6 +161,12 @@ def _preview(preview: Mapping[str, Any], base: str) -> dict[str, Any] | None:
         return None
     files = {key: f"{base}/files/{preview[key]}" for key in ("video", "before", "after") if key in preview}
     return {**preview, **files}
+
+
+def log_file(job: Job) -> Path | None:
+    """The log of the job, if there is one."""
+    path = job.folder / JOB_LOG
+    return path if is_plain(path, job.folder) else None
 
 
 def preview_file(job: Job, name: str) -> Path | None:

@@ -17,7 +17,7 @@ from inference.errors import RestoreError
 from seedvr_ui.access import Access
 from seedvr_ui.gate import Gate
 from seedvr_ui.login_routes import add_login_routes
-from seedvr_ui.player import preview_file
+from seedvr_ui.player import log_file, preview_file
 from seedvr_ui.sessions import SessionManager, result_file
 from seedvr_ui.storage import THUMBNAIL
 from seedvr_ui.store import UnknownJobError
@@ -26,6 +26,8 @@ from seedvr_ui.upload_routes import uploads_router
 
 _STATIC = Path(__file__).with_name("static")
 _PRIVATE = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+
+_LOG = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers: Transfers | None = None) -> None:
@@ -54,6 +56,16 @@ def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
         if job.owner == visitor.owner:  # an admin's look is not the owner's
             manager.see(job.owner, job_id)
         return FileResponse(path, filename=path.name, headers=_PRIVATE)
+
+    @router.get("/{job_id}/log")
+    def log(request: Request, job_id: str) -> FileResponse:
+        """What happened to the job, as JSON lines."""
+        job = manager.job_for(access.require(request), job_id)
+        path = log_file(job)
+        if path is None:
+            raise HTTPException(404, "This job has no log yet.")
+        name = f"{job.source.stem}.log.jsonl"
+        return FileResponse(path, filename=name, media_type="application/x-ndjson", headers=_LOG)
 
     @router.api_route("/{job_id}/files/{name}", methods=["GET", "HEAD"])
     def preview(request: Request, job_id: str, name: str) -> FileResponse:

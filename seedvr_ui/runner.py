@@ -6,6 +6,7 @@ the database between two jobs, never ends the queue.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from inference.errors import RestoreError
+from inference.logs import log_of_job
 from inference.progress import Cancellation, Progress
 from seedvr_ui.attempt import MakePreview, Restore, run_job
 from seedvr_ui.jobs import Job, JobStatus, Outcome, Wish
@@ -142,11 +144,17 @@ class Runner:
         job = self._store.claim()
         if job is None:
             return False
+        with log_of_job(job.id, job.folder):
+            self._attempt(job)
+        return True
+
+    def _attempt(self, job: Job) -> None:
         live = self._live = _Live(job)
         if self._closing.is_set():
             live.cancellation.cancel()
         log.info("job %s starts, attempt %d: %s", job.id, job.attempts, job.source.name)
-        heart = threading.Thread(target=self._beat, args=(live,), name="lease", daemon=True)
+        beat = contextvars.copy_context().run  # what it says belongs to the job
+        heart = threading.Thread(target=beat, args=(self._beat, live), name="lease", daemon=True)
         heart.start()
         try:
             outcome = run_job(job, self._restore, self._make_preview, self._report_of(live), live.cancellation)
@@ -156,7 +164,6 @@ class Runner:
         self._finish(live, outcome)
         self._live = None
         self._on_progress()
-        return True
 
     def _report_of(self, live: _Live) -> Callable[[Progress], None]:
         def report(progress: Progress) -> None:
@@ -214,7 +221,7 @@ class Runner:
         while not live.is_lost:
             try:
                 job = self._store.change(live.job.id, end, token=live.job.token)
-                log.info("job %s %s", job.id, job.status.value)
+                log.info("job %s %s", job.id, f"{job.status.value}: {job.message}" if job.message else job.status.value)
                 self._tidy(job)
                 return
             except (LeaseLostError, UnknownJobError) as error:

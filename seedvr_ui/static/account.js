@@ -14,9 +14,14 @@ export function whoAmI() {
 
 export async function attach(element) {
   const { name, isAdmin } = await whoAmI().catch(() => ({ name: "", isAdmin: false }));
-  if (!name) return;
+  const system = make("a", { href: "studio/system" }, "System");
+  if (!name) {
+    element.querySelector(".studio-account").replaceChildren(system);
+    return;
+  }
   const title = isAdmin ? `${name}, an admin` : name;
   element.querySelector(".studio-account").replaceChildren(
+    ...(isAdmin ? [system] : []),
     make("span", { class: "user", title }, name),
     make("form", { method: "post", action: "logout" }, make("button", { type: "submit" }, "Sign out")),
   );

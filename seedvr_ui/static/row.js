@@ -35,6 +35,7 @@ export function makeRow(job, does) {
     first: button("Run before all others", () => does.act("priority", id, { priority: 1 })),
     usual: button("Usual priority", () => does.act("priority", id, { priority: 0 })),
     question: make("div", { class: "question", role: "group", "aria-label": "Keep the finished part?", hidden: true }),
+    log: make("a", { class: "button", download: "", "aria-label": `Log of ${job.name}` }, "Log"),
     settings: make("dl", {}),
     stays: make("p", {}),
   };
@@ -46,7 +47,7 @@ export function makeRow(job, does) {
       button("Duplicate", () => does.act("duplicate", id)),
       button("Use these settings", () => does.form("use", id)),
       button("Run with the form's settings", () => does.form("again", id)),
-      row.first, row.usual,
+      row.first, row.usual, row.log,
     ),
   );
   row.element = make(
@@ -89,6 +90,8 @@ export function showRow(row, job, { isSelected, canMoveUp, canMoveDown }) {
   setHidden(row.watch, !job.part);
   setHidden(row.download, !job.download);
   if (job.download && row.download.getAttribute("href") !== job.download) row.download.href = job.download;
+  setHidden(row.log, !job.log);
+  if (job.log && row.log.getAttribute("href") !== job.log) row.log.href = job.log;
   setHidden(row.up, !canMoveUp && !canMoveDown);
   setHidden(row.down, !canMoveUp && !canMoveDown);
   setDisabled(row.up, !canMoveUp);
