@@ -152,7 +152,11 @@ wait_until_served() { # until the page answers, the app ends, a signal comes, or
     local deadline=$((SECONDS + START_LIMIT_S))
     while [ -z "$STOPPING" ]; do
         is_running || { RESULT="it ended before it answered"; return 1; }
-        if timeout 10 "$PYTHON" "$ROOT/docker/health.py" 9>&-; then RESULT="serving on port $SEEDVR_PORT"; return 0; fi
+        if timeout 10 "$PYTHON" "$ROOT/docker/health.py" 9>&-; then
+            RESULT="serving on port $SEEDVR_PORT"
+            [ "$MODE" = pod ] || RESULT="waiting for jobs"
+            return 0
+        fi
         if [ "$SECONDS" -ge "$deadline" ]; then
             RESULT="no answer within $START_LIMIT_S s, it is ended"
             kill -KILL "$APP_PID" 2>/dev/null

@@ -52,6 +52,7 @@ class Benchmark(StrEnum):
     STORE = "store"
     CHAOS = "chaos"
     CANCEL = "cancel"
+    REHEARSAL = "rehearsal"
 
 
 def _settings_help() -> str:
@@ -110,6 +111,7 @@ def serve(
     accounts: Annotated[Path | None, typer.Option(help="File of accounts; see `seedvr accounts`.")] = None,
     no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
     webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
+    stop_idle_minutes: Annotated[float, typer.Option(help="Stop this RunPod pod after that long without work.")] = 0,
     keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
     keep_gb: Annotated[float, typer.Option(help="Delete the oldest when all take more; 0: no limit.", min=0)] = 0,
 ) -> None:
@@ -121,6 +123,7 @@ def serve(
         _project_module("app").main(
             host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
             accounts=accounts, is_login_off=no_login, webhook=webhook, keep_days=keep_days, keep_gb=keep_gb,
+            stop_idle_minutes=stop_idle_minutes,
         )  # fmt: skip
 
 
