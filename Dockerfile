@@ -18,9 +18,10 @@ ARG PIP_NO_CACHE_DIR=1
 RUN python3 -c 'import ensurepip, venv' \
     || { apt-get update && apt-get install -y --no-install-recommends python3-venv; }
 COPY pyproject.toml constraints.txt README.md LICENSE run.sh ./
+COPY docker/serverless.txt docker/
 # The torch of the base is kept; without one the build stops.
 ARG SEEDVR_KEEP_TORCH=1
-RUN SEEDVR_PYTHON=python3 ./run.sh install serverless
+RUN SEEDVR_PYTHON=python3 ./run.sh install && SEEDVR_PYTHON=python3 ./run.sh install serverless
 # Gradio's share helper. Gradio knows its address and its SHA-256, and fails here if they do not agree.
 ARG SHARE_HELPER=1
 RUN mkdir -p share && if [ "${SHARE_HELPER}" = 1 ]; then \

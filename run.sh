@@ -3,7 +3,7 @@
 #
 #   ./run.sh                     the app on 0.0.0.0:7860
 #   ./run.sh test [pytest args]  the whole test suite (bounded in time), with its tools and a browser
-#   ./run.sh install [EXTRA]     only builds .venv; the image does this
+#   ./run.sh install [EXTRA]     only builds .venv, or for `serverless` what RunPod's jobs need; the image does both
 #   ./run.sh COMMAND ...         the command line: restore, parity, bench, models, ...
 #
 # SEEDVR_PYTHON   the Python to build .venv with
@@ -86,6 +86,17 @@ ensure_environment() { # EXTRA: "base" or an extra of pyproject.toml
     pip_install -c "$ROOT/constraints.txt" -c "$VENV/torch-constraint.txt" -e "$target" \
         || die "pip could not install the packages. Check the network and the disk space, then start again."
     printf '%s\n' "$state" | tee "$stamp" >"$VENV/.seedvr-base"
+}
+
+install_serverless() { # beside .venv, not in it: RunPod's package and Gradio want different versions of the same library
+    ensure_environment base
+    local wanted="$ROOT/docker/serverless.txt" target="$ROOT/.serverless"
+    if [ -f "$target/.stamp" ] && cmp -s "$wanted" "$target/.stamp"; then return 0; fi
+    say "installing RunPod's package into .serverless"
+    rm -rf -- "$target"
+    pip_install --target "$target" -r "$wanted" \
+        || die "pip could not install RunPod's package. Check the network and the disk space, then start again."
+    cp -- "$wanted" "$target/.stamp"
 }
 
 # --- tests -----------------------------------------------------------------------------------------------------------
@@ -174,7 +185,7 @@ case "${1:-}" in
         run_tests "$@"
         ;;
     install)
-        ensure_environment "${2:-base}"
+        if [ "${2:-}" = serverless ]; then install_serverless; else ensure_environment "${2:-base}"; fi
         ;;
     *)
         ensure_environment "$([ "${1:-}" = bench ] && echo bench || echo base)"

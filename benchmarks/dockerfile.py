@@ -107,14 +107,16 @@ def build(stage: Stage, root: Path, arguments: Mapping[str, str]) -> Iterator[St
 def copy(text: str, folder: Path, source: Path = ROOT) -> None:
     """One COPY from the build's context at `source` into `folder`, the stage's working folder."""
     *names, target = shlex.split(text)
-    assert target in (".", "./"), f"COPY to {target} is not understood"
+    assert not target.startswith("/"), f"COPY to {target} is not understood"
     files = context_files(source, (source / ".dockerignore").read_text())
     for name in names:
         chosen = [path for path in files if name == "." or path == Path(name) or Path(name) in path.parents]
         assert chosen, f"COPY {name}: .dockerignore leaves nothing of it"
         for path in chosen:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / path, folder / path)
+            inner = path if name == "." else Path(path.name) if path == Path(name) else path.relative_to(name)
+            place = folder / target / inner
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / path, place)
 
 
 def environment_of(stage: Stage) -> dict[str, str]:
