@@ -58,7 +58,7 @@ _KEEP_HELP = "delete uploads and results after this many days (default: %(defaul
 
 _PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
 _WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
-_STOP_IDLE_HELP = "stop this RunPod pod after so many minutes without work (default: SEEDVR_STOP_IDLE_MINUTES, else never)"
+_STOP_IDLE_HELP = "stop this RunPod pod after so many idle minutes (default: SEEDVR_STOP_IDLE_MINUTES, else never)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
 
 

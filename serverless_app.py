@@ -1,4 +1,4 @@
-"""The composition root of MODE=serverless: RunPod's job loop around the worker that restores. Needs the package `runpod`.
+"""The composition root of MODE=serverless: RunPod's job loop around the worker. Needs the package `runpod`.
 
     python serverless_app.py                                     on RunPod
     python serverless_app.py --rp_serve_api --rp_api_port 8000   RunPod's own local test server

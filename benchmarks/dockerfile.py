@@ -121,7 +121,9 @@ def copy(text: str, folder: Path, source: Path = ROOT) -> None:
 
 def environment_of(stage: Stage) -> dict[str, str]:
     """What the ENV lines of a stage set."""
-    pairs = [word.partition("=") for line in stage.instructions if line.name == "ENV" for word in shlex.split(line.text)]
+    pairs = [
+        word.partition("=") for line in stage.instructions if line.name == "ENV" for word in shlex.split(line.text)
+    ]
     return {name: value for name, _, value in pairs}
 
 

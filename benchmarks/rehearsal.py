@@ -3,8 +3,8 @@
     ./run.sh bench rehearsal
     ./run.sh bench rehearsal --image DIR     keep the built folder, or use it again
 
-In a folder that holds only what the image would copy, the RUN lines of the Dockerfile are run (without those of apt-get;
-torch is installed as on a machine without a card, since the base image's is not there), then ENTRYPOINT and CMD. Timed:
+In a folder that holds only what the image would copy, the RUN lines of the Dockerfile are run, without those of apt-get
+(torch is installed as on a machine without a card, since the base image's is not there), then ENTRYPOINT and CMD. Timed:
 until the page is served; the sample restored through the page in a browser; after SIGKILL of the app until the page is
 back and the job goes on; SIGTERM. Ends with 1 when a limit is passed. The last line is one JSON object.
 """
@@ -32,11 +32,28 @@ from benchmarks.dockerfile import ROOT, Stage, build, command_of, environment_of
 from benchmarks.report import add_save_option, publish, table
 
 LIMITS: dict[str, float] = {"served_s": 15.0, "back_s": 5.0, "stopped_s": 10.0, "packages_mb": 1000.0}
-"""The most that a figure may be. `packages_mb` is what the image adds to its base: everything but torch and its parts."""
+"""The most that a figure may be. `packages_mb` is what the image adds to its base: all but torch and its parts."""
 
 WAIT_LIMIT_S = 180.0
-_BASE_PACKAGES = ("torch", "torchgen", "functorch", "triton", "nvidia", "sympy", "networkx", "mpmath", "pip", "setuptools")
-_CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking")
+_BASE_PACKAGES = (
+    "torch",
+    "torchgen",
+    "functorch",
+    "triton",
+    "nvidia",
+    "sympy",
+    "networkx",
+    "mpmath",
+    "pip",
+    "setuptools",
+)
+_CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 
 
 class Container:
@@ -47,7 +64,9 @@ class Container:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = volume.parent / "container.log"
         self._volume = volume
-        self._command = [str(image / word.lstrip("/")) if word.startswith("/opt/") else word for word in command_of(stage)]
+        self._command = [
+            str(image / word.lstrip("/")) if word.startswith("/opt/") else word for word in command_of(stage)
+        ]
         if shutil.which(self._command[0]) is None:  # tini stands before the start script; this process is its parent
             self._command = self._command[self._command.index("--") + 1 :]
         self._environment = {
@@ -245,13 +264,18 @@ def _folder(chosen: Path | None) -> Iterator[Path]:
 def main(argv: Sequence[str]) -> int:
     """Run the rehearsal; 1 when a figure is above its limit."""
     parser = argparse.ArgumentParser(prog="seedvr bench rehearsal", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--image", type=Path, metavar="DIR", help="where to build; an image that is there is used again")
+    parser.add_argument(
+        "--image", type=Path, metavar="DIR", help="where to build; an image that is there is used again"
+    )
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
     sample = ROOT / "samples" / "sintel_320x136.mp4"
-    with _folder(arguments.image) as image, tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(sys.stderr):
-            figures: dict[str, Any] = {**_build(image), **rehearse(image, Path(folder), sample)}
+    with (
+        _folder(arguments.image) as image,
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        figures: dict[str, Any] = {**_build(image), **rehearse(image, Path(folder), sample)}
     failed = [name for name, limit in LIMITS.items() if figures[name] > limit]
     failed += [name for name in ("exit_code", "leftovers") if figures[name] != 0]
     failed += ["units_kept"] if figures["units_kept"] != figures["units_before_kill"] else []

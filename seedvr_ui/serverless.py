@@ -89,12 +89,14 @@ class JobHandler:
 
     def _read(self, wanted: object) -> tuple[str, str, Settings]:
         if not isinstance(wanted, Mapping) or set(wanted) - _INPUT or not {"source", "target"} <= set(wanted):
-            raise SettingsError('The input has to be {"source": link, "target": link, "settings": {...}} and nothing else.')
+            raise SettingsError(
+                'The input has to be {"source": link, "target": link, "settings": {...}} and nothing else.'
+            )
         if len(str(wanted)) > MAX_INPUT_BYTES:
             raise SettingsError(f"The input is longer than {MAX_INPUT_BYTES} characters; give the file as a link.")
         source, target, settings = wanted["source"], wanted["target"], wanted.get("settings") or {}
         if not isinstance(source, str) or not isinstance(target, str) or not isinstance(settings, Mapping):
-            raise SettingsError("source and target are links, settings a mapping such as {\"restore.factor\": 2}.")
+            raise SettingsError('source and target are links, settings a mapping such as {"restore.factor": 2}.')
         if any(str(key).partition(".")[0] == "engine" for key in settings):
             raise SettingsError("The engine of this worker is set by its owner; leave engine settings away.")
         for link in (source, target):

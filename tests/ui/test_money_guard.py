@@ -1,4 +1,4 @@
-"""The money guard against a real HTTP server that stands for RunPod's API and for the webhook. The clock is the test's."""
+"""The money guard against a real HTTP server in place of RunPod's API and the webhook. The clock is the test's."""
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ def test_a_webhook_that_fails_does_not_keep_the_pod(guard: MoneyGuard, runpod: R
     assert runpod.stops == 1
 
 
-def test_the_key_is_never_in_the_log(
-    guard: MoneyGuard, runpod: RunPod, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_key_is_never_in_the_log(guard: MoneyGuard, runpod: RunPod, caplog: pytest.LogCaptureFixture) -> None:
     runpod.answers = [200, 401]
     runpod.now += 10 * MINUTE
     guard.look()
