@@ -42,7 +42,7 @@ has_card() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2
 make_venv() {
     local candidate base="" keep=""
     for candidate in ${SEEDVR_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
-        command -v "$candidate" >/dev/null 2>&1 && is_suitable "$candidate" || continue
+        { command -v "$candidate" >/dev/null 2>&1 && is_suitable "$candidate"; } || continue
         [ -n "$base" ] || base=$candidate
         if [ -n "${SEEDVR_KEEP_TORCH:-}" ]; then
             if has_torch "$candidate"; then base=$candidate keep=--system-site-packages; break; fi
@@ -81,7 +81,7 @@ ensure_environment() { # EXTRA: "base" or an extra of pyproject.toml
     "$PYTHON" -W ignore -c 'import torch; print(f"torch=={torch.__version__}")' </dev/null >"$VENV/torch-constraint.txt" \
         || die "torch is installed but does not import. Delete $VENV and start again."
     local target="$ROOT"
-    [ "$extra" = base ] || target="$ROOT[$extra]"
+    [ "$extra" = base ] || target="${ROOT}[$extra]"
     say "installing the other packages ($extra)"
     pip_install -c "$ROOT/constraints.txt" -c "$VENV/torch-constraint.txt" -e "$target" \
         || die "pip could not install the packages. Check the network and the disk space, then start again."
@@ -94,7 +94,7 @@ install_serverless() { # beside .venv, not in it: RunPod's package and Gradio wa
     if [ -f "$target/.stamp" ] && cmp -s "$wanted" "$target/.stamp"; then return 0; fi
     say "installing RunPod's package into .serverless"
     rm -rf -- "$target"
-    pip_install --target "$target" -r "$wanted" \
+    pip_install --no-warn-conflicts --target "$target" -r "$wanted" \
         || die "pip could not install RunPod's package. Check the network and the disk space, then start again."
     cp -- "$wanted" "$target/.stamp"
 }

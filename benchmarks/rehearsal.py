@@ -4,7 +4,7 @@
     ./run.sh bench rehearsal --image DIR     keep the built folder, or use it again
 
 In a folder that holds only what the image would copy, the RUN lines of the Dockerfile are run, without those of apt-get
-(torch is installed as on a machine without a card, since the base image's is not there), then ENTRYPOINT and CMD. Timed:
+(torch is installed as on a machine without a card, since the base image is not here), then ENTRYPOINT and CMD. Timed:
 until the page is served; the sample restored through the page in a browser; after SIGKILL of the app until the page is
 back and the job goes on; SIGTERM. Ends with 1 when a limit is passed. The last line is one JSON object.
 """

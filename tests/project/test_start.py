@@ -1,4 +1,4 @@
-"""docker/start.sh, run for real with bash over a stand-in for the app (`stand_in_app.py`): steps, supervision, the end."""
+"""docker/start.sh, run with bash over a stand-in for the app (`stand_in_app.py`): steps, supervision, the end."""
 
 import contextlib
 import os
