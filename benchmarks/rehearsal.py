@@ -34,7 +34,7 @@ from benchmarks.report import add_save_option, publish, table
 LIMITS: dict[str, float] = {"served_s": 15.0, "back_s": 5.0, "stopped_s": 10.0, "packages_mb": 1000.0}
 """The most that a figure may be. `packages_mb` is what the image adds to its base: all but torch and its parts."""
 
-WAIT_LIMIT_S = 180.0
+WAIT_LIMIT_S = 400.0
 _BASE_PACKAGES = (
     "torch",
     "torchgen",
@@ -162,8 +162,8 @@ def rehearse(image: Path, folder: Path, sample: Path) -> dict[str, Any]:
             figures["goes_on_s"] = time.perf_counter() - begin
             figures["units_before_kill"] = len(before)
             figures["units_kept"] = len(before.items() & _units(data).items())
-            _wait_succeeded(page, 2)
             browser.close()
+        # The second job is still at work, which is the harder moment to stop.
         figures["stopped_s"], figures["exit_code"] = container.stop()
         figures["leftovers"] = container.leftovers()
         figures["served_again_s"] = container.start()
@@ -180,11 +180,7 @@ def _submit(page: Any, sample: Path, wait_for: int) -> None:
     page.locator(".files li.ready").first.wait_for()
     page.get_by_role("button", name="Start").click()
     if wait_for:
-        _wait_succeeded(page, wait_for)
-
-
-def _wait_succeeded(page: Any, num_jobs: int) -> None:
-    page.locator(".jobs li.succeeded").nth(num_jobs - 1).wait_for()
+        page.locator(".jobs li.succeeded").nth(wait_for - 1).wait_for()
 
 
 def _units(data: Path) -> dict[str, int]:
