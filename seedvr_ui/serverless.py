@@ -99,9 +99,17 @@ class JobHandler:
             raise SettingsError('source and target are links, settings a mapping such as {"restore.factor": 2}.')
         if any(str(key).partition(".")[0] == "engine" for key in settings):
             raise SettingsError("The engine of this worker is set by its owner; leave engine settings away.")
-        for link in (source, target):
-            self.network.check(link)  # before any work: a target that cannot be used would waste all of it
+        for link in (source, target):  # before any work: a target that cannot be used would waste all of it
+            self._judge(link)
         return source, target, load_settings(settings)
+
+    def _judge(self, link: str) -> None:
+        """Refuse a link that leads elsewhere than to the public internet; each connection is judged once more."""
+        url = self.network.check(link)
+        try:
+            self.network.addresses(url.host.strip("[]"), url.port or (443 if url.scheme == "https" else 80))
+        except httpcore2.ConnectError as error:
+            raise LinkError(f"{error}; check the link.") from error
 
     def _fetch(self, link: str, folder: Path) -> Path:
         """The file behind `link`; a lost connection goes on where it broke off."""
