@@ -26,8 +26,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
+from benchmarks.chaos import FPS, make_clip
+from benchmarks.clips import write_h264
 from benchmarks.dockerfile import ROOT, Stage, build, command_of, environment_of, parse
 from benchmarks.report import add_save_option, publish, table
 
@@ -151,7 +154,9 @@ def rehearse(image: Path, folder: Path, sample: Path) -> dict[str, Any]:
             _submit(page, sample, 1)
             figures["restored_s"] = time.perf_counter() - begin
 
-            _submit(page, sample, 0)
+            small = folder / "small.mp4"  # with a unit every second or so, to be killed between two of them
+            write_h264(small, np.tile(make_clip(1), (20, 1, 1, 1)), FPS, 18)
+            _submit(page, small, 0)
             data = folder / "workspace" / "seedvr"
             _wait_until(lambda: bool(_units(data)), "the second job finished no unit")
             container.app().kill()
