@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
 from inference.doctor.examine import examine
 from inference.doctor.machine import expects_card
-from inference.errors import CheckpointError, RestoreError
+from inference.errors import CheckpointError, RestoreError, SettingsError
 from inference.locate import check_weights_folder, locate
 from inference.logs import configure_logs
 from inference.media_proxy import check_media, join_part, make_preview
@@ -39,6 +39,7 @@ from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
 from seedvr_ui.metrics import Metrics
+from seedvr_ui.money_guard import MoneyGuard, Pod
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
@@ -67,12 +68,22 @@ _KEEP_HELP = "delete uploads and results after this many days (default: %(defaul
 
 _PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
 _WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
+_STOP_IDLE_HELP = "stop this RunPod pod after so many idle minutes (default: SEEDVR_STOP_IDLE_MINUTES, else never)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
 
 
 def default_folder() -> Path | None:
     """The folder of this machine to choose sources from: SEEDVR_FOLDER, else none."""
     return Path(os.environ["SEEDVR_FOLDER"]) if os.environ.get("SEEDVR_FOLDER") else None
+
+
+def default_stop_idle() -> float:
+    """Minutes without work after which the pod is stopped: SEEDVR_STOP_IDLE_MINUTES, else 0, which is never."""
+    text = os.environ.get("SEEDVR_STOP_IDLE_MINUTES", "").strip() or "0"
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"SEEDVR_STOP_IDLE_MINUTES is {text!r}; write a number of minutes, such as 30.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +105,16 @@ def create_app(
     folder: Path | None = None,
     access: Access | None = None,
     webhook: str = "",
+    stop_idle_minutes: float = 0,
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
     `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
     Without `access` nobody has to sign in, which is for loopback addresses only; `main` decides by the address.
-    `webhook` is the address that is told when a job ends.
+    `webhook` is the address that is told when a job ends. With `stop_idle_minutes` the pod that this runs on is stopped
+    after that time without work.
     """
+    pod = Pod.of_environment() if stop_idle_minutes else None
     engine = engine or EngineSettings()
     storage = Storage(data)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
@@ -122,6 +136,7 @@ def create_app(
 
     secret = os.environ.get("SEEDVR_WEBHOOK_SECRET", "")
     teller = Webhook(manager, webhook, secret, root_path) if webhook else None
+    guard = MoneyGuard(manager, pod, stop_idle_minutes, teller.announce if teller else None) if pod else None
     return assemble(
         manager,
         engine,
@@ -132,6 +147,7 @@ def create_app(
         access=access,
         webhook=teller,
         health=Health(system, metrics, os.environ.get("SEEDVR_METRICS_TOKEN", "")),
+        guard=guard,
         on_stop=stop,
     )
 
@@ -147,6 +163,7 @@ def assemble(
     access: Access | None = None,
     webhook: Webhook | None = None,
     health: Health | None = None,
+    guard: MoneyGuard | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
@@ -174,7 +191,11 @@ def assemble(
             webhook.start()
         else:
             end_record(manager.storage.root)
+        if guard is not None:
+            guard.start()
         yield
+        if guard is not None:
+            guard.close()
         if webhook is not None:
             webhook.close()
         transfers.close()
@@ -234,6 +255,7 @@ def main(
     is_login_off: bool = False,
     allowed_hosts: Sequence[str] = (),
     webhook: str = "",
+    stop_idle_minutes: float = 0,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds.
 
@@ -255,6 +277,7 @@ def main(
             folder=folder or default_folder(),
             access=access,
             webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
+            stop_idle_minutes=stop_idle_minutes or default_stop_idle(),
         )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
@@ -307,6 +330,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
     parser.add_argument("--allow-host", action="append", default=[], dest="allowed_hosts", help=_ALLOW_HOST_HELP)
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
+    parser.add_argument("--stop-idle-minutes", type=float, default=0, help=_STOP_IDLE_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help=_WITHOUT_HELP)

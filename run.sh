@@ -3,10 +3,12 @@
 #
 #   ./run.sh                     the app on 0.0.0.0:7860
 #   ./run.sh test [pytest args]  the whole test suite (bounded in time), with its tools and a browser
+#   ./run.sh install [EXTRA]     only builds .venv, or for `serverless` what RunPod's jobs need; the image does both
 #   ./run.sh COMMAND ...         the command line: restore, parity, bench, models, ...
 #
 # SEEDVR_PYTHON   the Python to build .venv with
 # SEEDVR_TORCH    what pip installs as torch, e.g. "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# SEEDVR_KEEP_TORCH=1   use the torch that this Python has, also where no card can be seen, or stop
 # SEEDVR_TEST_LIMITS_S  seconds for the two parts of the test suite, "840 360"
 set -euo pipefail
 
@@ -30,15 +32,24 @@ version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")
 sys.exit(not (version >= (2, 10) and torch.cuda.is_available()))' </dev/null >/dev/null 2>&1
 }
 
+has_torch() { # PYTHON: a torch that is new enough
+    "$1" -W ignore -c 'import sys, torch
+sys.exit(tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10))' </dev/null >/dev/null 2>&1
+}
+
 has_card() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; }
 
 make_venv() {
     local candidate base="" keep=""
     for candidate in ${SEEDVR_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
-        command -v "$candidate" >/dev/null 2>&1 && is_suitable "$candidate" || continue
+        { command -v "$candidate" >/dev/null 2>&1 && is_suitable "$candidate"; } || continue
         [ -n "$base" ] || base=$candidate
-        if has_card && has_cuda_torch "$candidate"; then base=$candidate keep=--system-site-packages; break; fi
+        if [ -n "${SEEDVR_KEEP_TORCH:-}" ]; then
+            if has_torch "$candidate"; then base=$candidate keep=--system-site-packages; break; fi
+        elif has_card && has_cuda_torch "$candidate"; then base=$candidate keep=--system-site-packages; break; fi
     done
+    [ -z "${SEEDVR_KEEP_TORCH:-}" ] || [ -n "$keep" ] \
+        || die "SEEDVR_KEEP_TORCH is set, but no Python here has a torch of 2.10 or newer. Use a base that has one."
     [ -n "$base" ] || die "no Python 3.11 or newer with the venv module was found. Install one (Debian, Ubuntu: apt-get install python3 python3-venv), or name it in SEEDVR_PYTHON."
     if [ -n "$keep" ]; then say "making .venv with $base, keeping the torch of this machine"; else say "making .venv with $base"; fi
     "$base" -m venv --clear $keep "$VENV" </dev/null || die "could not make $VENV. Is the disk full, or the folder read-only?"
@@ -60,7 +71,7 @@ install_torch() {
 
 pip_install() { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$@" </dev/null; }
 
-ensure_environment() { # EXTRA: "base", "bench" or "test"
+ensure_environment() { # EXTRA: "base" or an extra of pyproject.toml
     local extra=$1 stamp="$VENV/.seedvr-$1" state
     state="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum) $ROOT"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && "$PYTHON" -c '' </dev/null >/dev/null 2>&1; then return 0; fi
@@ -70,11 +81,22 @@ ensure_environment() { # EXTRA: "base", "bench" or "test"
     "$PYTHON" -W ignore -c 'import torch; print(f"torch=={torch.__version__}")' </dev/null >"$VENV/torch-constraint.txt" \
         || die "torch is installed but does not import. Delete $VENV and start again."
     local target="$ROOT"
-    [ "$extra" = base ] || target="$ROOT[$extra]"
+    [ "$extra" = base ] || target="${ROOT}[$extra]"
     say "installing the other packages ($extra)"
     pip_install -c "$ROOT/constraints.txt" -c "$VENV/torch-constraint.txt" -e "$target" \
         || die "pip could not install the packages. Check the network and the disk space, then start again."
     printf '%s\n' "$state" | tee "$stamp" >"$VENV/.seedvr-base"
+}
+
+install_serverless() { # beside .venv, not in it: RunPod's package and Gradio want different versions of the same library
+    ensure_environment base
+    local wanted="$ROOT/docker/serverless.txt" target="$ROOT/.serverless"
+    if [ -f "$target/.stamp" ] && cmp -s "$wanted" "$target/.stamp"; then return 0; fi
+    say "installing RunPod's package into .serverless"
+    rm -rf -- "$target"
+    pip_install --no-warn-conflicts --target "$target" -r "$wanted" \
+        || die "pip could not install RunPod's package. Check the network and the disk space, then start again."
+    cp -- "$wanted" "$target/.stamp"
 }
 
 # --- tests -----------------------------------------------------------------------------------------------------------
@@ -161,6 +183,9 @@ case "${1:-}" in
     test)
         shift
         run_tests "$@"
+        ;;
+    install)
+        if [ "${2:-}" = serverless ]; then install_serverless; else ensure_environment "${2:-base}"; fi
         ;;
     *)
         ensure_environment "$([ "${1:-}" = bench ] && echo bench || echo base)"

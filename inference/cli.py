@@ -57,6 +57,7 @@ class Benchmark(StrEnum):
     CHAOS = "chaos"
     CANCEL = "cancel"
     RESUME = "resume"
+    REHEARSAL = "rehearsal"
 
 
 def _settings_help() -> str:
@@ -143,6 +144,7 @@ def serve(
     no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another name to answer to on loopback.")] = None,
     webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
+    stop_idle_minutes: Annotated[float, typer.Option(help="Stop this RunPod pod after that long without work.")] = 0,
     keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
     keep_gb: Annotated[float, typer.Option(help="Delete the oldest when all take more; 0: no limit.", min=0)] = 0,
     without: Annotated[list[str] | None, typer.Option(help=_WITHOUT_HELP)] = None,
@@ -157,7 +159,7 @@ def serve(
         _project_module("app").main(
             host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
             accounts=accounts, is_login_off=no_login, allowed_hosts=allow_host or (), webhook=webhook,
-            keep_days=keep_days, keep_gb=keep_gb,
+            stop_idle_minutes=stop_idle_minutes, keep_days=keep_days, keep_gb=keep_gb,
         )  # fmt: skip
 
 

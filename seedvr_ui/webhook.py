@@ -85,6 +85,14 @@ class Webhook:
         if self._thread.is_alive():
             self._thread.join(_CLOSE_LIMIT_S)
 
+    def announce(self, message: Mapping[str, Any]) -> None:
+        """Tell something that is about no job, once, now. Raises httpx2.HTTPError if it was not taken."""
+        with httpx2.Client(timeout=_TIMEOUT_S, follow_redirects=False) as client:
+            key = f"{message['event']}-{message['at']:.6f}"
+            status = self._send(client, json.dumps(message, ensure_ascii=False).encode(), key)
+        if not 200 <= status < 300:
+            raise httpx2.HTTPError(f"the webhook answers {status}")
+
     # --- inside ---
 
     def _run(self) -> None:
@@ -131,16 +139,21 @@ class Webhook:
 
     def _post(self, client: httpx2.Client, job: Job, change: Change) -> bool:
         body = json.dumps(message_of(job, change, self._root), ensure_ascii=False).encode()
-        headers = {"Content-Type": "application/json", DELIVERY: f"{job.id}-{change.at:.6f}"}
+        status = self._send(client, body, f"{job.id}-{change.at:.6f}")
+        if 200 <= status < 300:
+            log.info("the webhook was told that job %s is %s", job.id, change.status.value)
+            return True
+        log.warning("the webhook answers %d for job %s", status, job.id)
+        return False
+
+    def _send(self, client: httpx2.Client, body: bytes, delivery: str) -> int:
+        """POST one signed message; returns the status code of the answer."""
+        headers = {"Content-Type": "application/json", DELIVERY: delivery}
         if self._secret:
             headers[SIGNATURE] = sign(self._secret, body)
         # Only the head of the answer matters; a body without end would hold the thread.
         with client.stream("POST", self._url, content=body, headers=headers) as answer:
-            if answer.is_success:
-                log.info("the webhook was told that job %s is %s", job.id, change.status.value)
-                return True
-            log.warning("the webhook answers %d for job %s", answer.status_code, job.id)
-            return False
+            return answer.status_code
 
     def _note_failure(self, job: Job, change: Change) -> bool:
         """Plan the next attempt; returns whether it is time to give up."""
