@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.requests import HTTPConnection
 
 from seedvr_ui.access import Access, address_of
@@ -47,8 +47,10 @@ def add_system_routes(app: FastAPI, access: Access, system: System, metrics: Met
             _require_admin(request, access)
         return Response(metrics.text(), headers=_NOT_KEPT, media_type=CONTENT_TYPE)
 
-    @router.get("/studio/system")
-    def page(request: Request) -> HTMLResponse:
+    @router.get("/studio/system", response_model=None)
+    def page(request: Request) -> HTMLResponse | RedirectResponse:
+        if access.login is None and access.visitor(request) is None:
+            return RedirectResponse("../", 303)  # the studio's page gives the cookie
         _require_reader(request, access)
         return HTMLResponse(_PAGE.read_text(), headers=_PAGE_HEADERS)
 

@@ -6,6 +6,7 @@ fixture that is always stopped, and each wait and each test may take only so lon
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -111,6 +112,32 @@ def test_the_download_is_the_clip_twice_as_large_with_all_frames_and_its_sound(
     assert frames == [(2 * WIDTH, 2 * HEIGHT)] * NUM_FRAMES
     assert _sound(path) == _sound(clip)
     assert len(_sound(path)) > 10
+
+
+def test_the_log_of_a_job_has_lines_of_the_server_and_of_the_worker(finished: Finished) -> None:
+    row = finished[0].page.locator(".jobs li", has_text="holiday 1998")
+    row.get_by_role("button", name="Details of holiday 1998").click()
+    with finished[0].page.expect_download(timeout=WAIT_MS) as download:
+        row.get_by_role("link", name="Log of holiday 1998").click()
+    records = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    row.get_by_role("button", name="Details of holiday 1998").click()
+    assert len({record["job"] for record in records}) == 1
+    assert {"inference.engine", "seedvr_ui.runner"} <= {record["logger"] for record in records}
+
+
+def test_the_system_page_examines_the_machine(finished: Finished) -> None:
+    page = finished[0].context.new_page()
+    try:
+        page.goto(finished[0].page.url)
+        page.get_by_role("link", name="System").click()
+        page.get_by_role("button", name="Examine this machine").click()
+        page.get_by_text("nano is here").wait_for(timeout=JOB_MS)
+        page.set_viewport_size(PHONE)
+        assert overflow(page)[0] == 0
+        page.get_by_role("link", name="Back to the studio").click()
+        page.locator(".zone").wait_for()
+    finally:
+        page.close()
 
 
 def test_the_divider_follows_the_mouse_and_the_arrow_keys(finished: Finished) -> None:

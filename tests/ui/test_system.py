@@ -210,3 +210,10 @@ def test_an_examination_is_started_once_and_kept(serve: Serve, wait_until: Wait)
     wait_until(lambda: client.get("/studio/system/report").json()["report"] is not None)
     assert client.get("/studio/system/report").json()["report"]["findings"][0]["key"] == "shm.little"
     assert client.get("/studio/system").headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_who_opens_the_address_without_the_cookie_of_the_studio_is_sent_there(serve: Serve) -> None:
+    client = serve()
+    client.cookies.clear()
+    answer = client.get("/studio/system", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "../")
