@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def norm_scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """``rms_norm(x) * factor + offset``; (L, C), and one row for all tokens or one for each."""
-    if not (_takes(x) and len(factor) == 1):
+    if not (takes_kernels(x) and len(factor) == 1):
         return scale_shift(rms_norm(x), factor, offset)
     from models.kernels import tokens
 
@@ -60,7 +60,7 @@ def scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 def gate_add(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``residual + gate * x``; (L, C), and one row for all tokens or one for each."""
-    if not (_takes(x) and len(gate) == 1):
+    if not (takes_kernels(x) and len(gate) == 1):
         return torch.addcmul(residual, x, gate)
     from models.kernels import tokens
 
@@ -72,7 +72,7 @@ def gate_add(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
 
 def silu_mul(gate: Tensor, x: Tensor) -> Tensor:
     """``silu(gate) * x``."""
-    if not _takes(x):
+    if not takes_kernels(x):
         return F.silu(gate) * x
     from models.kernels import tokens
 
@@ -91,7 +91,7 @@ def window_qkv(
     """
     first, second = streams[0], streams[-1]
     dim = first.norm_q.shape[0]
-    if not (_takes(first.qkv) and dim & (dim - 1) == 0):
+    if not (takes_kernels(first.qkv) and dim & (dim - 1) == 0):
         whole = all_qkv(streams, rotation, num_heads)
         q, k, v = (part.index_select(0, rows) for part in whole)
         return q, k, v
@@ -120,6 +120,6 @@ def all_qkv(streams: Sequence[ProjectedTokens], rotation: Tensor, num_heads: int
     return torch.cat(queries), torch.cat(keys), torch.cat(values)
 
 
-def _takes(x: Tensor) -> bool:
-    """Whether the kernels compute this."""
+def takes_kernels(x: Tensor) -> bool:
+    """Whether the kernels compute with ``x``."""
     return uses_kernels(x) and not torch.is_grad_enabled()
