@@ -27,7 +27,7 @@ from models.fp8_ops import Fp8Rows
 from models.norms import ATTENTION, MLP, BlockModulation, OutputModulation, RMSNorm
 from models.packing import PATCH, PackedLayout, WindowLayout, build_layout, patchify, unpatchify
 from models.rope import Rope, RopeBuffer, RopeSpec
-from models.token_ops import ProjectedTokens, all_qkv, rms_norm, silu_mul, window_qkv
+from models.token_ops import ProjectedTokens, rms_norm, silu_mul, window_qkv
 from models.windows import Size3
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "Mlp", "Rope", "time_sinusoid"]
@@ -222,15 +222,12 @@ class WindowAttention(nn.Module):
                 _apply(self.proj_qkv, parts), self.norm_q.values(), self.norm_k.values(), strict=True
             )
         ]
-        if not keep_text:
-            q, k, v = all_qkv(streams, windows.rotation, self.num_heads)
-            keys, values = k.index_select(0, windows.rows), v.index_select(0, windows.rows)
-            mixed = attend(q.index_select(0, windows.video_rows), keys, values, windows.video_lengths).flatten(1)
-            return _apply(self.proj_out, (self._rows(mixed, windows.video_restore),))
         q, k, v = window_qkv(streams, windows.rotation, windows.rows, self.num_heads)
         del streams  # here and below, what is no longer needed makes room for what follows
         mixed = attend(q, k, v, windows.lengths).flatten(1)
         del q, k, v
+        if not keep_text:
+            return _apply(self.proj_out, (self._rows(mixed, windows.restore),))
         # A text takes part in every window of its video; its result is the mean, small border windows included.
         text = torch.cat([mixed[places].mean(0) for places in windows.text_places])
         out: Inputs
@@ -273,6 +270,7 @@ class DiTBlock(nn.Module):
         if self.video_only or not keep_text:
             parts, mixed = (parts[0][: layout.num_video],), (mixed[0][: layout.num_video],)
         parts = self._leave(mixed, parts, ATTENTION, embedding, layout)
+        del mixed
         hidden = _apply(self.mlp, self._enter(parts, MLP, embedding, layout))
         return self._leave(hidden, parts, MLP, embedding, layout)
 
@@ -379,6 +377,11 @@ class DiT(nn.Module):
         if len(self._layouts) > LAYOUTS_KEPT:
             self._layouts.popitem(last=False)
         return layout
+
+    def forget(self) -> None:
+        """Drops what is kept for the next call: layouts and the time embedding."""
+        self._layouts.clear()
+        self._embedding = None
 
     def embed_time(self, timestep: Tensor) -> Tensor:
         """Time embedding `(2, 3, B, C)` (sub-layer; shift, scale, gate). Kept for the next call while weights stay."""

@@ -63,7 +63,7 @@ def quantize_joined(x: Tensor, rows: Tensor, tail: Tensor) -> Fp8Rows:
 
 def norm_scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Fp8Rows:
     """``token_ops.norm_scale_shift`` as rows in 8 bits."""
-    if not ((token_ops.takes_kernels(x) or x.is_meta) and len(factor) == 1):
+    if not (token_ops.is_one_step(x) and len(factor) == 1):
         return quantize_rows(token_ops.norm_scale_shift(x, factor, offset))
     x, out = x.contiguous(), _empty(x, len(x))
     if not x.is_meta:
@@ -77,7 +77,7 @@ def norm_scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Fp8Rows:
 
 def silu_mul(gate: Tensor, x: Tensor) -> Fp8Rows:
     """``silu(gate) * x`` as rows in 8 bits."""
-    if not (token_ops.takes_kernels(x) or x.is_meta):
+    if not token_ops.is_one_step(x):
         return quantize_rows(token_ops.silu_mul(gate, x))
     gate, x, out = gate.contiguous(), x.contiguous(), _empty(x, len(x))
     if not x.is_meta:
@@ -89,7 +89,7 @@ def silu_mul(gate: Tensor, x: Tensor) -> Fp8Rows:
 
 def gelu(x: Tensor) -> Fp8Rows:
     """The tanh form of GELU as rows in 8 bits."""
-    if not (token_ops.takes_kernels(x) or x.is_meta):
+    if not token_ops.is_one_step(x):
         return quantize_rows(F.gelu(x, approximate="tanh"))
     x, out = x.contiguous(), _empty(x, len(x))
     if not x.is_meta:
