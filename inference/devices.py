@@ -51,12 +51,12 @@ def choose_dtype(precision: Precision, device: torch.device, needs_float32: bool
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def choose_model(name: str, device: torch.device) -> ModelEntry:
-    """The catalogue entry for `engine.model`; `auto` is the largest that fits a CUDA card, else nano."""
+def choose_model(name: str, device: torch.device, *, fp8: bool = False) -> ModelEntry:
+    """The catalogue entry for `engine.model`; `auto` is the largest that fits a CUDA card (in `fp8`), else nano."""
     if name != AUTO_MODEL:
         return find_model(name)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return find_model(default_model(memory))
+    return find_model(default_model(memory, fp8=fp8))
 
 
 def describe_precision(dtype: torch.dtype, *, fp8: bool) -> str:

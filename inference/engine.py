@@ -51,9 +51,9 @@ class Engine:
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
         self.device = choose_device(self.settings.device)
-        self.entry: ModelEntry = choose_model(self.settings.model, self.device)
-        self.dtype = choose_dtype(self.settings.precision, self.device, self.entry.needs_float32)
         self.is_fp8 = self.settings.precision is Precision.FP8
+        self.entry: ModelEntry = choose_model(self.settings.model, self.device, fp8=self.is_fp8)
+        self.dtype = choose_dtype(self.settings.precision, self.device, self.entry.needs_float32)
         self._models: Models | None = None
         self._busy = threading.Lock()
         use_threads(self.settings.threads)

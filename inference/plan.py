@@ -76,19 +76,19 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
     info = probe(source)
     size = target_size(info.size, settings.restore, is_image=info.is_image)
     memory = None if memory_gib is None else int(memory_gib * GIB)
+    model, fp8 = settings.engine.model, settings.engine.precision is Precision.FP8
     if memory is None:
         device = choose_device(settings.engine.device)
-        entry = choose_model(settings.engine.model, device)
+        entry = choose_model(model, device, fp8=fp8)
         dtype = choose_dtype(settings.engine.precision, device, entry.needs_float32)
         words = describe_device(device)
         if device.type == "cuda":
             memory = usable_memory(device)
     else:
         device, words = torch.device("cuda"), f"a CUDA card with {memory_gib:g} GiB to use"
-        entry = find_model(default_model(memory) if settings.engine.model == AUTO_MODEL else settings.engine.model)
+        entry = find_model(default_model(memory, fp8=fp8) if model == AUTO_MODEL else model)
         dtype = _dtype_of_a_card(settings.engine.precision, entry)
     dit, vae = CONFIGS[entry.name]
-    fp8 = settings.engine.precision is Precision.FP8
     need = Need(dit=dit, vae=vae, dtype=dtype, fp8=fp8, size=padded_size(size), is_image=info.is_image)
     budget = plan_budget(device, need, frames_to_latents(settings.restore.window), memory)
     return JobPlan(
