@@ -6,8 +6,8 @@
 Encodes, denoises and decodes one clip as the pipeline does: in slices of the streaming VAE, one window of the
 transformer. Weights are random, so that nothing is downloaded: time and memory do not depend on their values. The
 card's own matrix product and copy are measured first. ``--baseline`` also runs the plain PyTorch path, in the same
-process; ``--fp8`` has the transformer's large products in 8 bits, and measures it in bfloat16 before. TFLOP are those of
-the plain path, whatever the fast one leaves out.
+process; ``--fp8`` has the transformer's large products in 8 bits, and measures it in bfloat16 before. TFLOP are those
+of the plain path, whatever the fast one leaves out.
 """
 
 import argparse

@@ -25,7 +25,7 @@ MULTIPLE = 16
 """K and N of a product are multiples of this: its rows are read 16 bytes at a time."""
 
 FAST_ACCUM = True
-"""Sums stay in the tensor cores, which on Hopper keep about 14 bits of them, rather than being moved to float32 every 128
+"""Sums stay in the tensor cores, which on Hopper keep about 14 bits of them, and are not moved to float32 every 128
 channels. Beside the 3 bits that e4m3 keeps of each factor, what it loses does not show; what it gains is the speed."""
 
 _WIDE_ROW = 8192
