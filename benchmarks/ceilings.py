@@ -1,4 +1,4 @@
-"""What a card reaches in large products and copies: the ceilings that `./run.sh bench gpu` shows beside the networks."""
+"""What a card reaches in large products and copies: the ceilings that `./run.sh bench gpu` puts beside the networks."""
 
 from __future__ import annotations
 

@@ -53,21 +53,20 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = {_storage_of(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
-        for value in tree_leaves(result):
-            # A view of what was there before (weights) was not made in here.
-            if isinstance(value, Tensor) and _storage_of(value) not in given:
-                self._count(value)
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor) and _storage_of(value) not in self._storages:
+                given = (entry for entry in tree_leaves((args, kwargs)) if isinstance(entry, Tensor))
+                # A view of what was there before (weights) was not made in here.
+                if all(_storage_of(entry) != _storage_of(value) for entry in given):
+                    self._count(value)
         return result
 
     def _count(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        identity = _storage_of(value)
-        if identity not in self._storages:
-            self._storages[identity] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, identity)
+        storage, identity = value.untyped_storage(), _storage_of(value)
+        self._storages[identity] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, identity)
 
     def _drop(self, identity: int) -> None:
         self.now -= self._storages.pop(identity, 0)
