@@ -6,7 +6,8 @@
 Encodes, denoises and decodes one clip as the pipeline does: in slices of the streaming VAE, one window of the
 transformer. Weights are random, so that nothing is downloaded: time and memory do not depend on their values. The
 card's own matrix product and copy are measured first. ``--baseline`` also runs the plain PyTorch path, in the same
-process. TFLOP are those of the plain path, whatever the fast one leaves out.
+process; ``--fp8`` has the transformer's large products in 8 bits, and measures it in bfloat16 before. TFLOP are those
+of the plain path, whatever the fast one leaves out.
 """
 
 import argparse
@@ -23,31 +24,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.gpu_accuracy import MAX_RATIO, compare
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import measure_job
 from inference.budget import Budget, Need, plan_budget, predict
 from inference.checkpoint import CONFIGS
+from inference.devices import describe_precision
 from inference.diffusion import denoise, unit_noise
 from inference.offload import offloaded, onload
 from inference.sizes import Size
 from models.dit import DiT, DiTConfig
+from models.fp8 import fp8_support
 from models.fused_ops import plain_pytorch
 from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 
 Result = TypeVar("Result")
+IN_BFLOAT16 = "DiT in bfloat16"
 TEXT_TOKENS = 58
 """Length of the released text embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """seconds: of each measured run. peak_bytes: most device memory allocated while the stage ran (0 on the CPU)."""
+    """seconds: of each measured run. peak_bytes: most device memory allocated while the stage ran (0 on the CPU).
+
+    held_bytes: what was allocated before it, weights included.
+    """
 
     name: str
     seconds: list[float]
     peak_bytes: int
+    held_bytes: int = 0
     predicted_bytes: int = 0
     flop: int = 0
     plain_seconds: float | None = None
@@ -108,17 +117,6 @@ def decode(vae: VideoVAE, latent: Tensor, slice_latents: int, memory: VAEMemory)
     return frames
 
 
-def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """What the card reaches: a large matrix product in TFLOP/s, a large copy in GB/s (bytes read and written)."""
-    side = 8192
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    product, _ = time_stage("", lambda: left @ right, 10, device)
-    source = torch.randn(2**29, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    copy, _ = time_stage("", lambda: target.copy_(source), 10, device)
-    return 2 * side**3 / product.median_ms / 1e9, 2 * source.nbytes / copy.median_ms / 1e6
-
-
 def count_flop(dit: DiTConfig, vae: VAEConfig, size: tuple[int, int], num_frames: int) -> list[int]:
     """Floating-point operations of the plain encoder, transformer and decoder, counted on tensors without values."""
     width, height = size
@@ -150,6 +148,7 @@ def time_stage(name: str, work: Callable[[], Result], runs: int, device: torch.d
     if is_cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device) if is_cuda else 0
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -158,7 +157,7 @@ def time_stage(name: str, work: Callable[[], Result], runs: int, device: torch.d
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated(device) if is_cuda else 0
-    return Stage(name=name, seconds=seconds, peak_bytes=peak), result
+    return Stage(name=name, seconds=seconds, peak_bytes=peak, held_bytes=held), result
 
 
 @torch.inference_mode()
@@ -175,7 +174,7 @@ def measure(
     device, dtype = parameter.device, parameter.dtype
     width, height = size
     num_latents = (num_frames + 3) // 4
-    need = Need(dit=dit.config, vae=vae.config, dtype=dtype, size=Size(width, height))
+    need = Need(dit=dit.config, vae=vae.config, dtype=dtype, fp8=dit.is_fp8, size=Size(width, height))
     budget = plan_budget(device, need, num_latents, memory)
     # Here and in the job, the other direction's state is on the device only when nothing is parked.
     predicted = predict(replace(budget, parks_states=True), need)
@@ -225,10 +224,12 @@ def measure_both(
     *,
     baseline: bool,
     memory: int | None = None,
+    fp8: bool = False,
 ) -> tuple[list[Stage], Budget]:
     """The stages of the fast path and its plan, with the times of the plain one if ``baseline``.
 
-    ``vae`` is not prepared yet. From here on this process cannot allocate more than ``memory``.
+    ``vae`` is not prepared yet. From here on this process cannot allocate more than ``memory``. With ``fp8`` the
+    transformer is in 8 bits from here on, and a fourth stage is the transformer before that.
     """
     plain: list[float | None] = [None] * 3
     if baseline:
@@ -238,8 +239,14 @@ def measure_both(
     vae.prepare_for_inference()
     if memory is not None:
         limit_memory(next(vae.parameters()).device, memory)
+    before: list[Stage] = []
+    if fp8:
+        before = [replace(measure(dit, vae, size, num_frames, runs, memory)[0][1], name=IN_BFLOAT16)]
+        dit.use_fp8()
+        torch.cuda.empty_cache()
     stages, budget = measure(dit, vae, size, num_frames, runs, memory)
-    return [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)], budget
+    stages = [replace(stage, plain_seconds=seconds) for stage, seconds in zip(stages, plain, strict=True)]
+    return stages + before, budget
 
 
 def limit_memory(device: torch.device, memory: int) -> None:
@@ -262,6 +269,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--job-seconds", type=float, default=10, help="length of the whole job, 0: none (%(default)g)")
     parser.add_argument("--clip", type=Path, help="video for the whole job (default: a clip of the test material)")
     parser.add_argument("--accuracy", action="store_true", help="compare with float32 first; fail if it is too far off")
+    parser.add_argument("--fp8", action="store_true", help="the transformer's large products in 8 bits")
     parser.add_argument("--baseline", action="store_true", help="run the plain PyTorch path too, and print the ratio")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
@@ -270,8 +278,11 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
     device, dtype = torch.device("cuda:0"), torch.bfloat16
+    if arguments.fp8 and not (support := fp8_support(device)).works:
+        print(f"--fp8 is not possible here, since {support.reason}; leave it out.", file=sys.stderr)
+        return 2
     width, height = (-(-int(side) // 16) * 16 for side in arguments.size.split("x"))
-    limits = ceilings(device, dtype)
+    limits = measure_ceilings(device, dtype)
     torch.cuda.empty_cache()
     dit_config, vae_config = CONFIGS[arguments.model]
     with torch.device("meta"):
@@ -279,19 +290,30 @@ def main(argv: Sequence[str]) -> int:
     randomize(dit, device, dtype)
     randomize(vae, device, dtype)
     text = torch.randn(TEXT_TOKENS, dit_config.text_width, device=device, dtype=dtype)
-    accuracies = compare(dit, vae, text) if arguments.accuracy else []
+    accuracies = compare(dit, vae, text, fp8=arguments.fp8) if arguments.accuracy else []
     if accuracies:
         with torch.device("meta"):
-            vae = VideoVAE(vae_config)  # the plain path is measured with a network that was not prepared
+            vae = VideoVAE(vae_config)  # the plain path is measured with networks that were not prepared
+            dit = DiT(dit_config) if arguments.fp8 else dit
         randomize(vae, device, dtype)
+        if arguments.fp8:
+            randomize(dit, device, dtype)
     torch.cuda.empty_cache()
     memory = None if arguments.memory is None else int(arguments.memory * 2**30)
     stages, budget = measure_both(
-        dit, vae, (width, height), arguments.frames, arguments.runs, baseline=arguments.baseline, memory=memory
+        dit,
+        vae,
+        (width, height),
+        arguments.frames,
+        arguments.runs,
+        baseline=arguments.baseline,
+        memory=memory,
+        fp8=arguments.fp8,
     )
     body, result = describe(stages, limits, device)
+    precision = describe_precision(dtype, fp8=arguments.fp8)
     body = (
-        f"{arguments.model} with random weights, bfloat16, {width}x{height}, {arguments.frames} frames; median of"
+        f"{arguments.model} with random weights, {precision}, {width}x{height}, {arguments.frames} frames; median of"
         f" {arguments.runs} after one warm-up. {body}\n\n"
         f"Moved to host memory: {' and '.join(budget.moved) or 'nothing'}; slices of {budget.encode_frames} and"
         f" {4 * budget.decode_latents} frames, {budget.max_frames} at full size.\n\n"
@@ -306,25 +328,24 @@ def main(argv: Sequence[str]) -> int:
         )
         result["job"] = {**asdict(job), "frames_per_second": job.frames_per_second, "share": job.share}
     if accuracies:
-        rows = [
-            [a.stage, "x".join(map(str, a.size)), f"{a.plain:.2e}", f"{a.fast:.2e}", f"{a.ratio:.2f}"]
-            for a in accuracies
-        ]
+        header = ["stage", "TxHxW", "plain", "fast", "ratio"] + (["fp8"] if arguments.fp8 else [])
+        rows = [[*a.to_row(), f"{a.fp8:.2e}"] if arguments.fp8 else a.to_row() for a in accuracies]
         body += (
             "\n\nRelative L2 distance to the float32 plain path; the fast path may have"
-            f" {MAX_RATIO} times that of the plain one.\n\n{table(['stage', 'TxHxW', 'plain', 'fast', 'ratio'], rows)}"
+            f" {MAX_RATIO} times that of the plain one.\n\n{table(header, rows)}"
         )
         result["accuracy"] = [{**asdict(a), "ratio": a.ratio} for a in accuracies]
-    about = {"model": arguments.model, "weights": "random", "precision": "bfloat16", "size": [width, height]}
+    about = {"model": arguments.model, "weights": "random", "precision": precision, "size": [width, height]}
     values = {**about, "frames": arguments.frames, "memory_gib": arguments.memory, "plan": asdict(budget), **result}
     title = f"{arguments.model} on {result['card']}"
     publish("gpu", title, body, values, arguments.results if arguments.save else None)
     return int(any(accuracy.ratio > MAX_RATIO for accuracy in accuracies))
 
 
-def describe(stages: list[Stage], limits: tuple[float, float], device: torch.device) -> tuple[str, dict[str, Any]]:
-    """The stages as text with a table, and as JSON-able values."""
-    product, copy = limits
+def describe(stages: list[Stage], limits: Ceilings, device: torch.device) -> tuple[str, dict[str, Any]]:
+    """The stages as text with a table, and as JSON-able values. What was measured beside them is not in the sum."""
+    beside = [stage for stage in stages if stage.name == IN_BFLOAT16]
+    stages = [stage for stage in stages if stage not in beside]
     plain = [stage.plain_seconds for stage in stages if stage.plain_seconds is not None]
     whole = Stage(
         name="**all**",
@@ -336,6 +357,8 @@ def describe(stages: list[Stage], limits: tuple[float, float], device: torch.dev
     )
     header = ["stage", "ms", "TFLOP", "TFLOP/s", "of ceiling", "peak GiB", "predicted GiB"]
     header += ["plain ms", "ratio"] if plain else []
+    rows = [stage.to_row(limits.product) for stage in (*stages, whole, *beside)]
+    rows = [row + [""] * (len(header) - len(row)) for row in rows]
     software = {
         "card": torch.cuda.get_device_name(device),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
@@ -343,9 +366,9 @@ def describe(stages: list[Stage], limits: tuple[float, float], device: torch.dev
         "cudnn": torch.backends.cudnn.version(),
     }
     text = (
-        f"{', '.join(f'{key} {value}' for key, value in software.items())}. Ceilings measured first: matrix product"
-        f" {product:.0f} TFLOP/s, copy {copy:.0f} GB/s. Memory includes the weights.\n\n"
-        f"{table(header, [stage.to_row(product) for stage in (*stages, whole)])}"
+        f"{', '.join(f'{key} {value}' for key, value in software.items())}. Ceilings measured first:"
+        f" {limits.to_text()}. Memory includes the weights.\n\n"
+        f"{table(header, rows)}"
     )
     values = {
         stage.name: {
@@ -353,9 +376,9 @@ def describe(stages: list[Stage], limits: tuple[float, float], device: torch.dev
             "plain_ms": None if stage.plain_seconds is None else round(stage.plain_seconds * 1e3, 1),
             "tflop": round(stage.flop / 1e12, 2),
             "peak_bytes": stage.peak_bytes,
+            "held_bytes": stage.held_bytes,
             "predicted_bytes": stage.predicted_bytes,
         }
-        for stage in stages
+        for stage in (*stages, *beside)
     }
-    limits_of = {"matmul_tflops": round(product, 1), "copy_gbs": round(copy, 1)}
-    return text, {**software, **limits_of, "stages": values, "total_ms": round(whole.median_ms, 1)}
+    return text, {**software, **limits.to_dict(), "stages": values, "total_ms": round(whole.median_ms, 1)}

@@ -24,22 +24,34 @@ SIZES = ((5, 96, 144), (9, 112, 208), (13, 80, 80), (1, 240, 176))
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Relative L2 distance to the float32 plain path, of the plain and of the fast path in half precision."""
+    """Relative L2 distance to the float32 plain path, of the plain and of the fast path in half precision.
+
+    fp8: of the fast path with the transformer's large products in 8 bits; None where it was not asked for.
+    """
 
     stage: str
     size: tuple[int, int, int]
     plain: float
     fast: float
+    fp8: float | None = None
 
     @property
     def ratio(self) -> float:
         """At most `MAX_RATIO` is good."""
         return self.fast / self.plain
 
+    def to_row(self) -> list[str]:
+        """A line of the table, without `fp8`."""
+        size = "x".join(map(str, self.size))
+        return [self.stage, size, f"{self.plain:.2e}", f"{self.fast:.2e}", f"{self.ratio:.2f}"]
+
 
 @torch.inference_mode()
-def compare(dit: DiT, vae: VideoVAE, text: Tensor) -> list[Accuracy]:
-    """Every stage, and all of them in a row, at every size. ``vae`` must not be prepared yet; it is afterwards."""
+def compare(dit: DiT, vae: VideoVAE, text: Tensor, *, fp8: bool = False) -> list[Accuracy]:
+    """Every stage, and all of them in a row, at every size. ``vae`` must not be prepared yet; it is afterwards.
+
+    With ``fp8`` also the transformer in 8 bits, which it stays.
+    """
     device, dtype = text.device, text.dtype
     with torch.device("meta"):
         copies = DiT(dit.config), VideoVAE(vae.config)
@@ -59,8 +71,11 @@ def compare(dit: DiT, vae: VideoVAE, text: Tensor) -> list[Accuracy]:
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     vae.prepare_for_inference()
-    fast = _run_all(steps, (dit, vae), inputs, dtype)
-    return [Accuracy(*key, _distance(plain[key], exact[key]), _distance(fast[key], exact[key])) for key in exact]
+    runs = [plain, _run_all(steps, (dit, vae), inputs, dtype)]
+    if fp8:
+        dit.use_fp8()
+        runs.append(_run_all(steps, (dit, vae), inputs, dtype))
+    return [Accuracy(*key, *(_distance(run[key], exact[key]) for run in runs)) for key in exact]
 
 
 Network = TypeVar("Network", bound=nn.Module)

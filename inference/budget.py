@@ -61,12 +61,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a plan is made for: networks, number format, padded picture size. `is_image`: one frame and no more."""
+    """What a plan is made for: networks, number format, padded picture size.
+
+    `fp8`: the transformer's large products are in 8 bits. `is_image`: one frame and no more.
+    """
 
     dit: DiTConfig
     vae: VAEConfig
     dtype: torch.dtype
     size: Size
+    fp8: bool = False
     is_image: bool = False
 
 
@@ -180,8 +184,8 @@ def predict(budget: Budget, need: Need) -> Prediction:
         budget.decode_latents,
         budget.vae_memory,
     )
-    dit = dit_weights(need.dit, dtype)
-    window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype)
+    dit = dit_weights(need.dit, dtype, need.fp8)
+    window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype, need.fp8)
     encoder, decoder = (0, 0) if budget.parks_states else (part.encode_state, part.decode_state)
     always = vae_weights(need.vae, dtype) + (0 if budget.offloads_dit else dit)
     frames = 1 if need.is_image else 4 * budget.decode_latents

@@ -59,7 +59,9 @@ class ModelEntry:
     noise_scale: standard deviation of the noise that the transformer starts from; 0 for a model trained without noise.
     needs_float32: half precision would lose what this model computes, so that `auto` never chooses it.
     default_fidelity: strength of back-projection (0..1) when the settings leave it to the model.
-    min_cuda_bytes: device memory below which `auto` does not choose the model; None if it is not chosen on CUDA.
+    min_cuda_bytes: device memory below which `auto` does not choose the model; None if it is not chosen on CUDA. It is
+        what the planner (`inference.budget`) needs for 1280x720, beside what CUDA takes for itself: for the smallest
+        model by whatever plan, for a larger one without moving its weights. min_cuda_bytes_fp8: the same in fp8.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ModelEntry:
     noise_scale: float = 1.0
     needs_float32: bool = False
     min_cuda_bytes: int | None = None
+    min_cuda_bytes_fp8: int | None = None
 
     @property
     def is_embedded(self) -> bool:
@@ -169,7 +172,8 @@ SEEDVR2_3B = ModelEntry(
     },
     latent_scale=RELEASED_LATENT_SCALE,
     default_fidelity=0.0,
-    min_cuda_bytes=11 * 10**9,  # a "12 GB" card reports 11.7 to 12.6e9; weights take 6.8e9 in half precision
+    min_cuda_bytes=11 * 10**9,  # a "12 GB" card reports 11.7 to 12.6e9
+    min_cuda_bytes_fp8=int(7.5e9),
 )
 
 SEEDVR2_7B = ModelEntry(
@@ -198,7 +202,8 @@ SEEDVR2_7B = ModelEntry(
     },
     latent_scale=RELEASED_LATENT_SCALE,
     default_fidelity=0.0,
-    min_cuda_bytes=40 * 10**9,  # 16.5e9 of weights beside the 16.5e9 that a 720p VAE decode can take
+    min_cuda_bytes=31 * 10**9,
+    min_cuda_bytes_fp8=22 * 10**9,
 )
 
 SEEDVR2_7B_SHARP = ModelEntry(
@@ -238,16 +243,14 @@ def find_model(name: str) -> ModelEntry:
     return CATALOGUE[name]
 
 
-def default_model(cuda_memory_bytes: int | None) -> str:
+def default_model(cuda_memory_bytes: int | None, *, fp8: bool = False) -> str:
     """What `engine.model=auto` means: `nano` without CUDA, else the largest model that fits the card.
 
-    cuda_memory_bytes: total memory of the card, None if there is no usable CUDA device.
+    cuda_memory_bytes: total memory of the card, None if there is no usable CUDA device. fp8: of `engine.precision`.
     """
-    fitting = [
-        entry
-        for entry in CATALOGUE.values()
-        if cuda_memory_bytes is not None
-        and entry.min_cuda_bytes is not None
-        and entry.min_cuda_bytes <= cuda_memory_bytes
-    ]
-    return max(fitting, key=lambda entry: entry.num_parameters, default=NANO).name
+
+    def fits(entry: ModelEntry) -> bool:
+        least = entry.min_cuda_bytes_fp8 if fp8 else entry.min_cuda_bytes
+        return cuda_memory_bytes is not None and least is not None and least <= cuda_memory_bytes
+
+    return max(filter(fits, CATALOGUE.values()), key=lambda entry: entry.num_parameters, default=NANO).name

@@ -21,6 +21,7 @@ from inference.errors import CheckpointError
 from inference.state_file import open_state, open_tensor
 from inference.verify import ReportBytes
 from models.dit import DiT, DiTConfig
+from models.fp8_ops import quantize_rows
 from models.presets import NANO_DIT, NANO_VAE, SEEDVR2_3B, SEEDVR2_7B, VIDEO_VAE
 from models.video_vae import VAEConfig, VideoVAE, rename_legacy_keys
 
@@ -68,16 +69,18 @@ def load_models(
     dtype: torch.dtype = torch.float32,
     offline: bool = False,
     report_bytes: ReportBytes | None = None,
+    fp8: bool = False,
 ) -> Models:
     """The networks and constants of a catalogue model, downloaded and verified if needed.
 
-    weights: folder that is looked into first. report_bytes: see `inference.download.model_files`.
+    weights: folder that is looked into first. report_bytes: see `inference.download.model_files`. fp8: the
+    transformer's large products are in 8 bits (`models.fp8`).
     Raises SettingsError for an unknown name and CheckpointError for anything wrong with the files.
     """
     entry = find_model(name)
     dit_config, vae_config = CONFIGS[name]
     paths = model_files(entry, weights, offline, report_bytes)
-    return load_entry(entry, paths, dit_config, vae_config, device, dtype)
+    return load_entry(entry, paths, dit_config, vae_config, device, dtype, fp8)
 
 
 def load_entry(
@@ -87,11 +90,12 @@ def load_entry(
     vae_config: VAEConfig,
     device: torch.device | str,
     dtype: torch.dtype,
+    fp8: bool = False,
 ) -> Models:
     """The networks of `entry` from files that are already here. Small parts first, so that mistakes show early."""
     text = load_text(paths.get(Part.TEXT, paths[Part.DIT]), dit_config.text_width, device, dtype)
     vae = load_vae(paths[Part.VAE], vae_config, device, dtype)
-    dit = load_dit(paths[Part.DIT], dit_config, device, dtype)
+    dit = load_dit(paths[Part.DIT], dit_config, device, dtype, fp8)
     vae.prepare_for_inference()
     return Models(dit, vae, text, entry.latent_scale, entry, _fingerprint(paths))
 
@@ -101,14 +105,23 @@ def _fingerprint(paths: Mapping[Part, Path]) -> str:
 
 
 def load_dit(
-    path: Path, config: DiTConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    config: DiTConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fp8: bool = False,
 ) -> DiT:
-    """The transformer in `path`; its rotary frequencies are float32 and computed, whatever the file says."""
+    """The transformer in `path`; its rotary frequencies are float32 and computed, whatever the file says.
+
+    fp8: the weights of the large products become 8 bits one by one, so that the device never holds more than it keeps.
+    """
     with torch.device("meta"):
         dit = DiT(config)
     state = open_state(path)
     tensors = {key: state[key] for key in state if key != TEXT_KEY}
-    _fill(dit, tensors, path, torch.device(device), dtype)
+    _check_file(dit, tensors, path)
+    in_fp8 = dit.to(dtype).use_fp8() if fp8 else []
+    _fill(dit, tensors, path, torch.device(device), dtype, frozenset(in_fp8))
     return dit
 
 
@@ -118,7 +131,9 @@ def load_vae(
     """The video VAE in `path`; older names of its attention's projections are understood."""
     with torch.device("meta"):
         vae = VideoVAE(config)
-    _fill(vae, rename_legacy_keys(open_state(path)), path, torch.device(device), dtype)
+    tensors = rename_legacy_keys(open_state(path))
+    _check_file(vae, tensors, path)
+    _fill(vae, tensors, path, torch.device(device), dtype)
     return vae
 
 
@@ -144,15 +159,31 @@ def load_text(
     return _cast(text, torch.device(device), dtype).clone()
 
 
-def _fill(
-    network: nn.Module, tensors: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Gives a meta-device network the tensors of `path`, all of them or none."""
-    wanted = network.state_dict()
-    _check_keys(wanted, tensors, path)
+def _check_file(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_keys(network.state_dict(), tensors, path)
     _check_precision(tensors, path)
-    log.info("loading %s: %d tensors as %s on %s", path, len(wanted), dtype, device)
-    state = {key: _cast(tensors[key], device, dtype) for key in wanted}
+
+
+@torch.no_grad()
+def _fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    in_fp8: frozenset[str] = frozenset(),
+) -> None:
+    """Gives a meta-device network the tensors of `path`, all of them. `in_fp8`: names of its layers in 8 bits."""
+    log.info("loading %s: %d tensors as %s on %s", path, len(tensors), dtype, device)
+    if in_fp8:
+        log.info("%d layers compute in fp8", len(in_fp8))
+    state = {}
+    for key, tensor in tensors.items():
+        state[key] = _cast(tensor, device, dtype)
+        layer, _, name = key.rpartition(".")
+        if layer in in_fp8 and name == "weight":
+            rows = quantize_rows(state[key])
+            state[key], state[f"{key}_scale"] = rows.values, rows.scales
     # Networks restore what must not come from a file (rotary frequencies) in a hook of this call.
     network.load_state_dict(state, strict=True, assign=True)
     network.eval().requires_grad_(False)

@@ -7,11 +7,13 @@ import torch
 from inference.catalogue import AUTO_MODEL, ModelEntry, default_model, find_model
 from inference.errors import SettingsError
 from inference.settings import Precision
+from models.fp8 import MIN_CAPABILITY, fp8_support
 
 _DTYPES = {
     Precision.FLOAT32: torch.float32,
     Precision.BFLOAT16: torch.bfloat16,
     Precision.FLOAT16: torch.float16,
+    Precision.FP8: torch.bfloat16,  # of all but the large products
 }
 
 
@@ -34,8 +36,14 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(precision: Precision, device: torch.device, needs_float32: bool = False) -> torch.dtype:
     """The number format of the networks; `auto` is bfloat16 on CUDA where the card computes in it, else float32.
 
-    `needs_float32` is the model's: `auto` is then float32 everywhere.
+    `needs_float32` is the model's: `auto` is then float32 everywhere. Raises SettingsError for fp8 where the device
+    cannot compute in it: nobody who asks for it shall get something else.
     """
+    if precision is Precision.FP8 and not (support := fp8_support(device)).works:
+        raise SettingsError(
+            f"engine.precision=fp8 needs a CUDA card of capability {'.'.join(map(str, MIN_CAPABILITY))} or newer (L40,"
+            f" RTX 40, H100 and later), and {support.reason}; set engine.precision=auto."
+        )
     if precision is not Precision.AUTO:
         return _DTYPES[precision]
     if device.type != "cuda" or needs_float32:
@@ -43,12 +51,18 @@ def choose_dtype(precision: Precision, device: torch.device, needs_float32: bool
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def choose_model(name: str, device: torch.device) -> ModelEntry:
-    """The catalogue entry for `engine.model`; `auto` is the largest that fits a CUDA card, else nano."""
+def choose_model(name: str, device: torch.device, *, fp8: bool = False) -> ModelEntry:
+    """The catalogue entry for `engine.model`; `auto` is the largest that fits a CUDA card (in `fp8`), else nano."""
     if name != AUTO_MODEL:
         return find_model(name)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return find_model(default_model(memory))
+    return find_model(default_model(memory, fp8=fp8))
+
+
+def describe_precision(dtype: torch.dtype, *, fp8: bool) -> str:
+    """The number formats of the networks in words, for summary, plan and log."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} and fp8" if fp8 else name
 
 
 def describe_device(device: torch.device) -> str:

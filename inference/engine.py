@@ -23,12 +23,19 @@ from inference.allocator import keep_freed_memory
 from inference.backends import settle_backends
 from inference.catalogue import ModelEntry
 from inference.checkpoint import CONFIGS, Models, load_models
-from inference.devices import choose_device, choose_dtype, choose_model, describe_device, device_memory
+from inference.devices import (
+    choose_device,
+    choose_dtype,
+    choose_model,
+    describe_device,
+    describe_precision,
+    device_memory,
+)
 from inference.errors import DeviceMemoryError, RestoreError
 from inference.meter import Meter, peak_process_bytes
 from inference.pipeline import prepare, run
 from inference.progress import Cancellation, Report, Stage
-from inference.settings import EngineSettings, RestoreSettings, Settings, to_dict
+from inference.settings import EngineSettings, Precision, RestoreSettings, Settings, to_dict
 from inference.summary import Summary
 from inference.threads import use_threads
 from inference.tracker import Tracker
@@ -45,7 +52,8 @@ class Engine:
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
         self.device = choose_device(self.settings.device)
-        self.entry: ModelEntry = choose_model(self.settings.model, self.device)
+        self.is_fp8 = self.settings.precision is Precision.FP8
+        self.entry: ModelEntry = choose_model(self.settings.model, self.device, fp8=self.is_fp8)
         self.dtype = choose_dtype(self.settings.precision, self.device, self.entry.needs_float32)
         self._models: Models | None = None
         self._busy = threading.Lock()
@@ -83,13 +91,19 @@ class Engine:
         `report_bytes` is called with (done, all) while files are downloaded or checked.
         """
         if self._models is None:
-            log.info("loading %s on %s in %s", self.entry.name, self.device, self.dtype)
+            log.info("loading %s on %s in %s", self.entry.name, self.device, self._precision)
             if self.dtype is torch.float32:  # what is asked for; cuDNN would round its operands to 10 bits
                 torch.backends.cudnn.allow_tf32 = False
             settings = self.settings
             settle_backends(self.device, self.dtype, CONFIGS[self.entry.name][0].head_dim)
             self._models = load_models(
-                self.entry.name, settings.weights, self.device, self.dtype, settings.offline, report_bytes
+                self.entry.name,
+                settings.weights,
+                self.device,
+                self.dtype,
+                settings.offline,
+                report_bytes,
+                self.is_fp8,
             )
 
     def close(self) -> None:
@@ -104,6 +118,10 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def _precision(self) -> str:
+        return describe_precision(self.dtype, fp8=self.is_fp8)
 
     def _restore(
         self,
@@ -139,7 +157,7 @@ class Engine:
             peak_device_bytes=meter.peak_device_bytes(),
             device=describe_device(self.device),
             device_total_bytes=device_memory(self.device),
-            precision=str(self.dtype).removeprefix("torch."),
+            precision=self._precision,
             model=self.entry.name,
             notes=result.notes,
             settings=to_dict(Settings(engine=self.settings, restore=restore)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +17,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.dit import DiT, DiTConfig, Mlp
+from inference.diffusion import MAX_TIMESTEP, euler_sample, make_condition, velocity_of
+from models.attention import SequenceLengths
+from models.dit import DiT, DiTConfig
 from models.gpu import FastVAE
-from models.packing import PATCH
 from models.vae_memory import VAEMemory
 from models.video_vae import VAEConfig, VAEState, VideoVAE
+
+_TEXT_TOKENS = 58
+"""Of the released text embedding."""
+
+_WORKSPACE = 32 * 2**20
+"""What cuBLAS keeps for itself, by PyTorch's default for capability 9.0, once it has multiplied."""
+
+_BLOCKS_OF_A_KIND = 4
 
 _FINISH_PICTURES = 8
 """What `finish_footprint` counts with: 6 of the colour fix in Lab, the source and the result."""
@@ -42,23 +51,30 @@ class LiveBytes(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor) and _storage_of(value) not in self._storages:
+                given = (entry for entry in tree_leaves((args, kwargs)) if isinstance(entry, Tensor))
+                # A view of what was there before (weights) was not made in here.
+                if all(_storage_of(entry) != _storage_of(value) for entry in given):
+                    self._count(value)
         return result
 
     def _count(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        identity = storage._cdata
-        if identity not in self._storages:
-            self._storages[identity] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, identity)
+        storage, identity = value.untyped_storage(), _storage_of(value)
+        self._storages[identity] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, identity)
 
     def _drop(self, identity: int) -> None:
         self.now -= self._storages.pop(identity, 0)
+
+
+def _storage_of(value: Tensor) -> int:
+    identity: int = value.untyped_storage()._cdata
+    return identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +120,49 @@ def vae_footprint(
     return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
 
 
-def dit_footprint(config: DiTConfig, latents: int, width: int, height: int, dtype: torch.dtype) -> int:
+@lru_cache(maxsize=256)
+def dit_footprint(
+    config: DiTConfig, latents: int, width: int, height: int, dtype: torch.dtype, fp8: bool = False
+) -> int:
     """Most memory during one pass of the transformer over `latents` latent frames of `width` x `height` pixels.
 
-    The widest moment is in the feed-forward network: the residual stream, its normed input and the hidden layers.
+    Weights are left out; `fp8` as for `dit_weights`.
     """
-    tokens = latents * (height // (8 * PATCH)) * (width // (8 * PATCH))
-    hidden = 3 if config.mlp is Mlp.SWIGLU else 2
-    attention = config.width * 2 + 7 * config.inner_width
-    channels = max(attention, config.width * 3 + hidden * config.mlp_width)
-    rotation = 2 * 8 * (config.head_dim // 2)  # complex64, for both kinds of windows
-    return int(tokens * (channels * dtype.itemsize + rotation) * 1.05)
+    dit = _meta_dit(config, dtype, fp8)
+    size = (latents, height // 8, width // 8, config.latent_channels)
+    with torch.no_grad(), LiveBytes() as live:
+        noise = torch.empty(size, device="meta")
+        latent = torch.empty(size, dtype=dtype, device="meta")
+        text = torch.empty(_TEXT_TOKENS, config.text_width, dtype=dtype, device="meta")
+        velocity = velocity_of(dit, make_condition(latent), text, attend=_attend)
+        euler_sample(velocity, noise, [MAX_TIMESTEP])
+    dit.forget()
+    return live.peak + _WORKSPACE
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: SequenceLengths) -> Tensor:
+    """What flash attention over packed windows allocates: its result, and the sum of exponentials of each query."""
+    sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+    result = torch.empty_like(q)
+    del sums
+    return result
+
+
+@lru_cache(maxsize=4)
+def _meta_dit(config: DiTConfig, dtype: torch.dtype, fp8: bool) -> DiT:
+    """The transformer on the meta device, with few of its blocks: one after the other, alike ones take alike memory.
+
+    What is left are blocks with weights for each stream and blocks with shared ones, each kind with windows of both
+    kinds and, of the kind that comes last, a last one.
+    """
+    shared = _BLOCKS_OF_A_KIND if config.num_separate_layers < config.num_layers else 0
+    separate = min(config.num_separate_layers, _BLOCKS_OF_A_KIND)
+    few = replace(config, num_layers=separate + shared, num_separate_layers=separate)
+    with torch.device("meta"):
+        dit = DiT(few).to(dtype).requires_grad_(False)
+    if fp8:
+        dit.use_fp8()
+    return dit
 
 
 def finish_footprint(frames: int, width: int, height: int) -> int:
@@ -123,10 +171,13 @@ def finish_footprint(frames: int, width: int, height: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def dit_weights(config: DiTConfig, dtype: torch.dtype) -> int:
-    """Bytes of the transformer's weights."""
+def dit_weights(config: DiTConfig, dtype: torch.dtype, fp8: bool = False) -> int:
+    """Bytes of the transformer's weights; `fp8`: those of its large products are in 8 bits, with their scales."""
     with torch.device("meta"):
-        return sum(weight.nbytes for weight in DiT(config).to(dtype).parameters())
+        dit = DiT(config).to(dtype)
+    if fp8:
+        dit.use_fp8()
+    return sum(weight.nbytes for weight in dit.parameters())
 
 
 def vae_weights(config: VAEConfig, dtype: torch.dtype) -> int:

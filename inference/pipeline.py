@@ -134,6 +134,7 @@ def _need(job: Job, models: Models) -> Need:
         dit=models.dit.config,
         vae=models.vae.config,
         dtype=next(models.vae.parameters()).dtype,
+        fp8=models.dit.is_fp8,
         size=padded_size(job.size),
         is_image=job.info.is_image,
     )

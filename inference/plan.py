@@ -12,7 +12,7 @@ from inference.budget import Budget, Need, Prediction, plan_budget, predict, usa
 from inference.catalogue import AUTO_MODEL, ModelEntry, default_model, find_model
 from inference.checkpoint import CONFIGS
 from inference.chunking import frames_to_latents, latents_to_frames
-from inference.devices import choose_device, choose_dtype, choose_model, describe_device
+from inference.devices import choose_device, choose_dtype, choose_model, describe_device, describe_precision
 from inference.media.probe import probe
 from inference.settings import Precision, Settings
 from inference.sizes import Size, padded_size, target_size
@@ -76,25 +76,26 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
     info = probe(source)
     size = target_size(info.size, settings.restore, is_image=info.is_image)
     memory = None if memory_gib is None else int(memory_gib * GIB)
+    model, fp8 = settings.engine.model, settings.engine.precision is Precision.FP8
     if memory is None:
         device = choose_device(settings.engine.device)
-        entry = choose_model(settings.engine.model, device)
+        entry = choose_model(model, device, fp8=fp8)
         dtype = choose_dtype(settings.engine.precision, device, entry.needs_float32)
         words = describe_device(device)
         if device.type == "cuda":
             memory = usable_memory(device)
     else:
         device, words = torch.device("cuda"), f"a CUDA card with {memory_gib:g} GiB to use"
-        entry = find_model(default_model(memory) if settings.engine.model == AUTO_MODEL else settings.engine.model)
+        entry = find_model(default_model(memory, fp8=fp8) if model == AUTO_MODEL else model)
         dtype = _dtype_of_a_card(settings.engine.precision, entry)
     dit, vae = CONFIGS[entry.name]
-    need = Need(dit=dit, vae=vae, dtype=dtype, size=padded_size(size), is_image=info.is_image)
+    need = Need(dit=dit, vae=vae, dtype=dtype, fp8=fp8, size=padded_size(size), is_image=info.is_image)
     budget = plan_budget(device, need, frames_to_latents(settings.restore.window), memory)
     return JobPlan(
         source=str(source),
         model=entry.name,
         device=words,
-        precision=str(dtype).removeprefix("torch."),
+        precision=describe_precision(dtype, fp8=fp8),
         frames=info.num_frames,
         size=size,
         padded=need.size,
@@ -105,7 +106,7 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
 
 
 def _dtype_of_a_card(precision: Precision, entry: ModelEntry) -> torch.dtype:
-    """As `choose_dtype` for a card of today, which computes in bfloat16."""
-    if precision is Precision.AUTO and not entry.needs_float32:
+    """As `choose_dtype` for a card of today, which computes in bfloat16 and in fp8."""
+    if precision is Precision.FP8 or (precision is Precision.AUTO and not entry.needs_float32):
         return torch.bfloat16
     return choose_dtype(precision, torch.device("cpu"), entry.needs_float32)

@@ -56,7 +56,7 @@ def identify_job(
         "model": models.entry.name,
         "weights": models.fingerprint,
         "device": parameter.device.type,
-        "precision": str(parameter.dtype),
+        "precision": f"{parameter.dtype} and fp8" if models.dit.is_fp8 else str(parameter.dtype),
         "libraries": {"torch": torch.__version__, "av": av.__version__, **departures()},
     }
 

@@ -26,6 +26,7 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    FP8 = "fp8"
 
 
 class ColorFix(StrEnum):
@@ -77,7 +78,12 @@ class EngineSettings:
 
     model: str = _setting("auto", "Model", "auto, nano, seedvr2-3b, seedvr2-7b or seedvr2-7b-sharp")
     device: str = _setting("auto", "Device", "auto, cpu, cuda or cuda:N")
-    precision: Precision = _setting(Precision.AUTO, "Precision", "Number format of the networks; auto suits the device")
+    precision: Precision = _setting(
+        Precision.AUTO,
+        "Precision",
+        "Number format of the networks; auto suits the device, fp8 is bfloat16 with the transformer's large products in"
+        " 8 bits",
+    )
     threads: int = _setting(0, "Threads", "CPU threads; 0 uses all cores", 0, 1024)
     weights: str = _setting("", "Weights folder", "Folder with model files; empty uses the download cache")
     offline: bool = _setting(False, "Offline", "Never download; use only model files that are already there")

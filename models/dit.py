@@ -20,11 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import fp8_ops
 from models.attention import Attend, attention
+from models.fp8 import Fp8Linear, quantize_linears
+from models.fp8_ops import Fp8Rows
 from models.norms import ATTENTION, MLP, BlockModulation, OutputModulation, RMSNorm
 from models.packing import PATCH, PackedLayout, WindowLayout, build_layout, patchify, unpatchify
 from models.rope import Rope, RopeBuffer, RopeSpec
-from models.token_ops import ProjectedTokens, all_qkv, rms_norm, silu_mul, window_qkv
+from models.token_ops import ProjectedTokens, rms_norm, silu_mul, window_qkv
 from models.windows import Size3
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "Mlp", "Rope", "time_sinusoid"]
@@ -92,6 +95,9 @@ class DiTConfig:
 Parts: TypeAlias = tuple[Tensor, ...]
 """`(video, text)` or, where weights are shared, one tensor with the text after the video; `(video,)` at the end."""
 
+Inputs: TypeAlias = tuple[Tensor | Fp8Rows, ...]
+"""Parts that a linear layer takes next: in 8 bits already where it computes in them."""
+
 
 class PatchIn(nn.Module):
     """Latents `(sum t*h*w, 2C+1)` to tokens `(L, width)`."""
@@ -157,8 +163,9 @@ class SwiGLU(nn.Module):
         self.proj_out = nn.Linear(config.mlp_width, config.width, bias=False)
         self.proj_in = nn.Linear(config.width, config.mlp_width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj_out(silu_mul(self.proj_in_gate(x), self.proj_in(x)))
+    def forward(self, x: Tensor | Fp8Rows) -> Tensor:
+        multiply = fp8_ops.silu_mul if isinstance(self.proj_out, Fp8Linear) else silu_mul
+        y: Tensor = self.proj_out(multiply(self.proj_in_gate(x), self.proj_in(x)))
         return y
 
 
@@ -170,8 +177,11 @@ class GeluMlp(nn.Module):
         self.proj_in = nn.Linear(config.width, config.mlp_width)
         self.proj_out = nn.Linear(config.mlp_width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
+    def forward(self, x: Tensor | Fp8Rows) -> Tensor:
+        hidden = self.proj_in(x)
+        is_fp8 = isinstance(self.proj_out, Fp8Linear)
+        hidden = fp8_ops.gelu(hidden) if is_fp8 else F.gelu(hidden, approximate="tanh")
+        y: Tensor = self.proj_out(hidden)
         return y
 
 
@@ -179,7 +189,7 @@ def _per_stream(names: Sequence[str], make: Callable[[], nn.Module]) -> nn.Modul
     return nn.ModuleDict({name: make() for name in names})
 
 
-def _apply(modules: nn.ModuleDict, parts: Parts) -> Parts:
+def _apply(modules: nn.ModuleDict, parts: Inputs) -> Parts:
     # A lone video part uses the first entry: its own weights ("vid") or the shared ones ("all").
     return tuple(module(part) for module, part in zip(list(modules.values())[: len(parts)], parts, strict=True))
 
@@ -197,8 +207,13 @@ class WindowAttention(nn.Module):
         self.norm_k = _per_stream(names, lambda: RMSNorm(config.head_dim))
         self.rope = RopeBuffer(config.rope_spec)
 
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the products are in 8 bits."""
+        return isinstance(next(iter(self.proj_qkv.values())), Fp8Linear)
+
     def forward(
-        self, parts: Parts, layout: PackedLayout, windows: WindowLayout, attend: Attend, *, keep_text: bool
+        self, parts: Inputs, layout: PackedLayout, windows: WindowLayout, attend: Attend, *, keep_text: bool
     ) -> Parts:
         """Both streams, or only the video as one part when the result for the text is not needed."""
         streams = [
@@ -207,18 +222,26 @@ class WindowAttention(nn.Module):
                 _apply(self.proj_qkv, parts), self.norm_q.values(), self.norm_k.values(), strict=True
             )
         ]
-        if not keep_text:
-            q, k, v = all_qkv(streams, windows.rotation, self.num_heads)
-            keys, values = k.index_select(0, windows.rows), v.index_select(0, windows.rows)
-            mixed = attend(q.index_select(0, windows.video_rows), keys, values, windows.video_lengths).flatten(1)
-            return _apply(self.proj_out, (mixed.index_select(0, windows.video_restore),))
         q, k, v = window_qkv(streams, windows.rotation, windows.rows, self.num_heads)
+        del streams  # here and below, what is no longer needed makes room for what follows
         mixed = attend(q, k, v, windows.lengths).flatten(1)
-        video = mixed.index_select(0, windows.restore)
+        del q, k, v
+        if not keep_text:
+            return _apply(self.proj_out, (self._rows(mixed, windows.restore),))
         # A text takes part in every window of its video; its result is the mean, small border windows included.
-        text = [mixed[places].mean(0) for places in windows.text_places]
-        out = (torch.cat([video, *text]),) if len(parts) == 1 else (video, torch.cat(text))
+        text = torch.cat([mixed[places].mean(0) for places in windows.text_places])
+        out: Inputs
+        if len(parts) == 2:
+            out = self._rows(mixed, windows.restore), text
+        elif self.is_fp8:
+            out = (fp8_ops.quantize_joined(mixed, windows.restore, text),)
+        else:
+            out = (torch.cat([mixed.index_select(0, windows.restore), text]),)
+        del mixed
         return _apply(self.proj_out, out)
+
+    def _rows(self, x: Tensor, rows: Tensor) -> Tensor | Fp8Rows:
+        return fp8_ops.quantize_rows(x, rows) if self.is_fp8 else x.index_select(0, rows)
 
 
 class DiTBlock(nn.Module):
@@ -247,19 +270,21 @@ class DiTBlock(nn.Module):
         if self.video_only or not keep_text:
             parts, mixed = (parts[0][: layout.num_video],), (mixed[0][: layout.num_video],)
         parts = self._leave(mixed, parts, ATTENTION, embedding, layout)
+        del mixed
         hidden = _apply(self.mlp, self._enter(parts, MLP, embedding, layout))
         return self._leave(hidden, parts, MLP, embedding, layout)
 
-    def _attention_input(self, parts: Parts, embedding: Tensor, layout: PackedLayout) -> Parts:
+    def _attention_input(self, parts: Parts, embedding: Tensor, layout: PackedLayout) -> Inputs:
         if not self.video_only:
             return self._enter(parts, ATTENTION, embedding, layout)
         video, text = parts if len(parts) == 2 else parts[0].split([layout.num_video, layout.num_text])
-        streams = (*self._enter((video,), ATTENTION, embedding, layout), rms_norm(text))
-        return (torch.cat(streams),) if self.shared else streams
+        owners = layout.owners_of((video,))[0]
+        entered = cast("Tensor", self._modulations((video,))[0].enter(video, ATTENTION, embedding, owners))
+        return (torch.cat([entered, rms_norm(text)]),) if self.shared else (entered, rms_norm(text))
 
-    def _enter(self, parts: Parts, layer: int, embedding: Tensor, layout: PackedLayout) -> Parts:
+    def _enter(self, parts: Parts, layer: int, embedding: Tensor, layout: PackedLayout) -> Inputs:
         return tuple(
-            ada.enter(part, layer, embedding, owners)
+            ada.enter(part, layer, embedding, owners, fp8=self.attn.is_fp8)
             for ada, part, owners in zip(self._modulations(parts), parts, layout.owners_of(parts), strict=True)
         )
 
@@ -286,8 +311,18 @@ class DiT(nn.Module):
             self.vid_out_norm = RMSNorm(width)
             self.vid_out_ada = OutputModulation(width)
         self.vid_out = PatchOut(config)
+        self.is_fp8 = False
         self._layouts: OrderedDict[tuple[object, ...], PackedLayout] = OrderedDict()
         self._embedding: tuple[object, Tensor] | None = None
+
+    def use_fp8(self) -> list[str]:
+        """From here on the large products are in 8 bits (`models.fp8`); returns the names of their layers.
+
+        The weights that they had are gone: load and cast them before. Raises ValueError for a network too small for it.
+        """
+        names = [f"blocks.{name}" for name in quantize_linears(self.blocks)]
+        self.is_fp8 = True
+        return names
 
     def forward(
         self,
@@ -342,6 +377,11 @@ class DiT(nn.Module):
         if len(self._layouts) > LAYOUTS_KEPT:
             self._layouts.popitem(last=False)
         return layout
+
+    def forget(self) -> None:
+        """Drops what is kept for the next call: layouts and the time embedding."""
+        self._layouts.clear()
+        self._embedding = None
 
     def embed_time(self, timestep: Tensor) -> Tensor:
         """Time embedding `(2, 3, B, C)` (sub-layer; shift, scale, gate). Kept for the next call while weights stay."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models import fp8_ops
+from models.fp8_ops import Fp8Rows
 from models.token_ops import gate_add, norm_scale_shift, rms_norm, scale_shift
 
 ATTENTION, MLP = 0, 1
@@ -45,10 +47,13 @@ class BlockModulation(nn.Module):
         self.attn_shift, self.attn_scale, self.attn_gate = _vectors(width)
         self.mlp_shift, self.mlp_scale, self.mlp_gate = _vectors(width)
 
-    def enter(self, x: Tensor, layer: int, embedding: Tensor, owners: Tensor | None) -> Tensor:
+    def enter(
+        self, x: Tensor, layer: int, embedding: Tensor, owners: Tensor | None, *, fp8: bool = False
+    ) -> Tensor | Fp8Rows:
         """Norm, scale and shift the input `x` `(L, C)` of a sub-layer. No "1 +": the stored scale carries it."""
         shift, scale = (self.attn_shift, self.attn_scale) if layer == ATTENTION else (self.mlp_shift, self.mlp_scale)
-        return norm_scale_shift(x, *_factor_offset(scale, shift, embedding[layer], owners))
+        factor, offset = _factor_offset(scale, shift, embedding[layer], owners)
+        return fp8_ops.norm_scale_shift(x, factor, offset) if fp8 else norm_scale_shift(x, factor, offset)
 
     def leave(self, x: Tensor, residual: Tensor, layer: int, embedding: Tensor, owners: Tensor | None) -> Tensor:
         """`residual + gate * x`, both `(L, C)`."""

@@ -28,15 +28,12 @@ class WindowLayout:
     """Windows of one kind over all videos, ordered so that equal lengths are neighbours.
 
     `rows` are the layout rows of each window's video tokens followed by its text; `restore` is the place of every
-    video token in that order. The `video_*` pair is the same without text, for queries whose text is not needed.
+    video token in that order.
     """
 
     rows: Tensor
     restore: Tensor
     lengths: SequenceLengths
-    video_rows: Tensor
-    video_restore: Tensor
-    video_lengths: SequenceLengths
     text_places: tuple[Tensor, ...]
     """Per video `(K, text length)`: the places of its text in each of its windows."""
 
@@ -119,10 +116,8 @@ def _window_layout(
         first_video, first_text = first_video + prod(grid), first_text + text_length
     windows.sort(key=lambda entry: (len(entry[1]), text_lengths[entry[0]]))
 
-    video_lengths = [len(rows) for _, rows in windows]
     lengths = [len(rows) + text_lengths[video] for video, rows in windows]
     rows = torch.cat([part for video, rows in windows for part in (rows, texts[video])])
-    video_rows = torch.cat([rows for _, rows in windows])
     places = torch.arange(len(rows))
     is_video = rows < num_video
     text_places: list[list[Tensor]] = [[] for _ in grids]
@@ -132,9 +127,6 @@ def _window_layout(
         rows=rows.to(device),
         restore=_inverse(rows[is_video], places[is_video]).to(device),
         lengths=SequenceLengths.of(lengths, lengths, device),
-        video_rows=video_rows.to(device),
-        video_restore=_inverse(video_rows, torch.arange(num_video)).to(device),
-        video_lengths=SequenceLengths.of(video_lengths, lengths, device),
         text_places=tuple(torch.stack(pieces).to(device) for pieces in text_places),
         rotation=torch.cat([*turns, *(text_rotation(rope, length, device) for length in text_lengths)]),
     )

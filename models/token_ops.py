@@ -2,8 +2,8 @@
 
 On CUDA a step is a Triton kernel (``kernels/tokens.py``), where Triton is there and no gradient is wanted; else it is
 plain PyTorch, with the roundings of the published network, which is also what the kernels are tested against. A kernel
-rounds once where the plain form rounds after every operation. Legend: L packed tokens, R rows in window order, C
-channels, N heads, D head dim.
+rounds once where the plain form rounds after every operation. On meta tensors each step allocates what it would on
+CUDA. Legend: L packed tokens, R rows in window order, C channels, N heads, D head dim.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 def norm_scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """``rms_norm(x) * factor + offset``; (L, C), and one row for all tokens or one for each."""
-    if not (_takes(x) and len(factor) == 1):
+    if not (is_one_step(x) and len(factor) == 1):
         return scale_shift(rms_norm(x), factor, offset)
+    x, out = x.contiguous(), torch.empty_like(x)
+    if x.is_meta:
+        return out
     from models.kernels import tokens
 
-    x, out = x.contiguous(), torch.empty_like(x)
     block = 1 << (x.shape[1] - 1).bit_length()
     tokens.norm_scale_shift_kernel[(len(x),)](x, factor, offset, out, x.shape[1], EPS, BLOCK=block, num_warps=8)
     return out
@@ -60,11 +62,13 @@ def scale_shift(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 def gate_add(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
     """``residual + gate * x``; (L, C), and one row for all tokens or one for each."""
-    if not (_takes(x) and len(gate) == 1):
+    if not (is_one_step(x) and len(gate) == 1):
         return torch.addcmul(residual, x, gate)
+    x, residual, out = x.contiguous(), residual.contiguous(), torch.empty_like(x)
+    if x.is_meta:
+        return out
     from models.kernels import tokens
 
-    x, residual, out = x.contiguous(), residual.contiguous(), torch.empty_like(x)
     block = 1 << (x.shape[1] - 1).bit_length()
     tokens.gate_add_kernel[(len(x),)](x, gate, residual, out, x.shape[1], BLOCK=block, num_warps=8)
     return out
@@ -72,11 +76,13 @@ def gate_add(x: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
 
 def silu_mul(gate: Tensor, x: Tensor) -> Tensor:
     """``silu(gate) * x``."""
-    if not _takes(x):
+    if not is_one_step(x):
         return F.silu(gate) * x
+    gate, x, out = gate.contiguous(), x.contiguous(), torch.empty_like(x)
+    if x.is_meta:
+        return out
     from models.kernels import tokens
 
-    gate, x, out = gate.contiguous(), x.contiguous(), torch.empty_like(x)
     blocks = -(-x.numel() // _ELEMENTS)
     tokens.silu_mul_kernel[(blocks,)](gate, x, out, x.numel(), BLOCK=_ELEMENTS, num_warps=8)
     return out
@@ -91,13 +97,15 @@ def window_qkv(
     """
     first, second = streams[0], streams[-1]
     dim = first.norm_q.shape[0]
-    if not (_takes(first.qkv) and dim & (dim - 1) == 0):
-        whole = all_qkv(streams, rotation, num_heads)
+    if not (is_one_step(first.qkv) and dim & (dim - 1) == 0):
+        whole = _all_qkv(streams, rotation, num_heads)
         q, k, v = (part.index_select(0, rows) for part in whole)
+        return q, k, v
+    q, k, v = (first.qkv.new_empty(len(rows), num_heads, dim) for _ in range(3))
+    if first.qkv.is_meta:
         return q, k, v
     from models.kernels import tokens
 
-    q, k, v = (first.qkv.new_empty(len(rows), num_heads, dim) for _ in range(3))
     tokens.window_qkv_kernel[(-(-len(rows) // _ROWS), num_heads)](
         first.qkv.contiguous(), second.qkv.contiguous(), first.norm_q, first.norm_k, second.norm_q, second.norm_k,
         torch.view_as_real(rotation), rows, q, k, v, len(rows),
@@ -107,7 +115,7 @@ def window_qkv(
     return q, k, v
 
 
-def all_qkv(streams: Sequence[ProjectedTokens], rotation: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _all_qkv(streams: Sequence[ProjectedTokens], rotation: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """As ``window_qkv``, for all rows in their own order."""
     queries, keys, values = [], [], []
     for stream, table in zip(streams, rotation.split([len(stream.qkv) for stream in streams]), strict=True):
@@ -120,6 +128,11 @@ def all_qkv(streams: Sequence[ProjectedTokens], rotation: Tensor, num_heads: int
     return torch.cat(queries), torch.cat(keys), torch.cat(values)
 
 
-def _takes(x: Tensor) -> bool:
-    """Whether the kernels compute this."""
+def is_one_step(x: Tensor) -> bool:
+    """Whether a step over ``x`` is one kernel, or stands for one."""
+    return x.is_meta or takes_kernels(x)
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether the kernels compute with ``x``."""
     return uses_kernels(x) and not torch.is_grad_enabled()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_accuracy, memory, report, speed, store
+from benchmarks import ceilings, gpu, gpu_accuracy, memory, report, speed, store
 from benchmarks.jobs import JobCost, run_job
 from inference.errors import RestoreError
 from models.dit import DiT
@@ -81,15 +81,43 @@ def test_the_gpu_stages_run_on_random_weights() -> None:
     assert all(stage.flop > 0 and stage.predicted_bytes > 0 for stage in stages)
 
 
+def test_the_transformer_is_measured_in_8_bits_and_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        dit, vae = DiT(TINY_DIT), VideoVAE(TINY_VAE)
+    for network in (dit, vae):
+        gpu.randomize(network, torch.device("cpu"), torch.float32)
+    stages, _ = gpu.measure_both(dit, vae, (32, 16), num_frames=9, runs=2, baseline=True, fp8=True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(ceilings, "SIDE", 64)
+    monkeypatch.setattr(ceilings, "COPY_VALUES", 64)
+    limits = ceilings.measure_ceilings(torch.device("cpu"), torch.float32)
+    text, values = gpu.describe(stages, limits, torch.device("cpu"))
+    assert dit.is_fp8
+    assert limits.product > 0
+    assert limits.copy > 0
+    assert "no fp8 (the device is cpu)" in text
+    assert [row.split("|")[1].strip(" *") for row in text.splitlines()[-5:]] == list(values["stages"])[:3] + [
+        "all",
+        "DiT in bfloat16",
+    ]
+    three = sum(values["stages"][name]["median_ms"] for name in ("VAE encode", "DiT", "VAE decode"))
+    assert values["total_ms"] == pytest.approx(three, abs=0.5)
+
+
 def test_the_fast_path_is_held_against_float32_beside_the_plain_one() -> None:
     with torch.device("meta"):
         dit, vae = DiT(TINY_DIT), VideoVAE(TINY_VAE)
     for network in (dit, vae):
         gpu.randomize(network, torch.device("cpu"), torch.bfloat16)
     text = torch.randn(5, TINY_DIT.text_width).bfloat16()
-    found = gpu_accuracy.compare(dit, vae, text)
+    found = gpu_accuracy.compare(dit, vae, text, fp8=True)
     assert {accuracy.stage for accuracy in found} == {"VAE encode", "DiT", "VAE decode", "all"}
     assert all(0 < accuracy.plain < 0.1 and accuracy.ratio == 1 for accuracy in found)  # both are plain on a CPU
+    for accuracy in found:  # only the transformer is in 8 bits
+        assert accuracy.fp8 is not None
+        off = accuracy.fp8 - accuracy.fast
+        assert off > 0.002 if accuracy.stage == "DiT" else off >= 0 if accuracy.stage == "all" else off == 0
 
 
 def test_random_weights_keep_activations_finite() -> None:

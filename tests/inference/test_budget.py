@@ -11,10 +11,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch import nn
 
+from inference import catalogue, footprint
 from inference.budget import ROOM, Budget, Need, candidates, free_host_memory, plan_budget, predict
+from inference.checkpoint import CONFIGS
 from inference.errors import DeviceMemoryError
-from inference.footprint import LiveBytes, vae_footprint, vae_weights
+from inference.footprint import LiveBytes, dit_footprint, dit_weights, vae_footprint, vae_weights
 from inference.sizes import Size
 from models.dit import DiTConfig
 from models.gpu import FastVAE
@@ -24,6 +27,7 @@ from models.video_vae import VideoVAE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
+CUDA_CONTEXT = 6e8
 HD, FULL_HD, UHD = Size(1280, 720), Size(1920, 1088), Size(3840, 2160)
 MODELS = {"3b": SEEDVR2_3B, "7b": SEEDVR2_7B}
 PARKED = {"parks_states": True}
@@ -43,8 +47,8 @@ def host_gib(monkeypatch: pytest.MonkeyPatch) -> Any:
     return set_to
 
 
-def need_of(size: Size, model: DiTConfig = SEEDVR2_3B, *, is_image: bool = False) -> Need:
-    return Need(dit=model, vae=VIDEO_VAE, dtype=torch.bfloat16, size=size, is_image=is_image)
+def need_of(size: Size, model: DiTConfig = SEEDVR2_3B, *, fp8: bool = False, is_image: bool = False) -> Need:
+    return Need(dit=model, vae=VIDEO_VAE, dtype=torch.bfloat16, fp8=fp8, size=size, is_image=is_image)
 
 
 def plan_on_card(gib: float, size: Size, model: DiTConfig = SEEDVR2_3B, **more: Any) -> Budget:
@@ -69,7 +73,7 @@ def test_pieces_on_the_cpu_do_not_depend_on_the_picture_or_the_machine() -> None
         ("3b", FULL_HD, 32, Budget(4, 1, 25, 1, **PARKED)),
         ("3b", FULL_HD, 74, Budget(8, 2, 25, 4)),
         ("7b", FULL_HD, 41, Budget(4, 1, 25, 1, **PARKED)),
-        ("3b", UHD, 41, Budget(4, 1, 13, 2, **ON_HOST)),
+        ("3b", UHD, 41, Budget(4, 1, 17, 2, **ON_HOST)),
         ("7b", UHD, 41, Budget(4, 1, 9, 2, **ON_HOST)),
     ],
 )
@@ -137,6 +141,59 @@ def test_weights_include_what_the_fast_form_keeps() -> None:
 
     assert fast is not None
     assert plain < vae_weights(NANO_VAE, torch.float32) <= plain + live.now
+
+
+@pytest.mark.parametrize("model", [SEEDVR2_3B, SEEDVR2_7B], ids=["3b", "7b"])
+def test_in_fp8_weights_take_half_and_a_window_takes_less(model: DiTConfig) -> None:
+    half, eighth = (dit_weights(model, torch.bfloat16, fp8) for fp8 in (False, True))
+    wide, narrow = (dit_footprint(model, 6, 1280, 720, torch.bfloat16, fp8) for fp8 in (False, True))
+
+    assert 0.5 < eighth / half < 0.52  # and a scale for each channel; embeddings and modulation stay
+    assert 0.75 < narrow / wide < 0.95
+    plan = Budget(4, 1, 25, 1, **PARKED)
+    ways = [predict(plan, need_of(HD, model, fp8=fp8)).decode for fp8 in (False, True)]
+    assert ways[0] - ways[1] == half - eighth
+
+
+def test_the_transformers_footprint_is_that_of_its_widest_moment() -> None:
+    tokens, width, hidden = 6 * 45 * 80, SEEDVR2_3B.width, SEEDVR2_3B.mlp_width
+    residual_and_normed, in_work = 3 * tokens * width * 2, 3 * tokens * hidden * 2
+
+    assert dit_footprint(SEEDVR2_3B, 6, 1280, 720, torch.bfloat16) == pytest.approx(
+        residual_and_normed + in_work, rel=0.1
+    )
+
+
+def test_few_blocks_take_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = replace(SEEDVR2_3B, num_layers=12, num_separate_layers=5)
+    few = dit_footprint(model, 3, 320, 176, torch.bfloat16)
+    monkeypatch.setattr(footprint, "_BLOCKS_OF_A_KIND", 99)
+    footprint._meta_dit.cache_clear()
+    dit_footprint.cache_clear()
+
+    assert footprint._meta_dit(model, torch.bfloat16, fp8=False).config.num_layers > 12
+    assert dit_footprint(model, 3, 320, 176, torch.bfloat16) == few
+
+
+def test_views_of_what_was_there_before_are_not_counted() -> None:
+    layer, x = nn.Linear(300, 200, device="meta"), torch.empty(5, 300, device="meta")
+    with LiveBytes() as live, torch.no_grad():
+        y = layer(x)
+
+    assert live.now == y.nbytes
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("entry", [catalogue.SEEDVR2_3B, catalogue.SEEDVR2_7B], ids=lambda entry: entry.name)
+def test_auto_takes_a_model_from_the_memory_on_that_its_plan_needs(entry: catalogue.ModelEntry, fp8: bool) -> None:
+    need = need_of(HD, CONFIGS[entry.name][0], fp8=fp8)
+    may_move_weights = entry is catalogue.SEEDVR2_3B
+    plans = [plan for plan in candidates() if may_move_weights or not plan.offloads_dit]
+    least = min(predict(plan, need).device for plan in plans) / ROOM + CUDA_CONTEXT
+    limit = entry.min_cuda_bytes_fp8 if fp8 else entry.min_cuda_bytes
+
+    assert limit is not None
+    assert 0.8 * limit < least <= limit
 
 
 def test_a_size_that_no_plan_makes_fit_is_refused_with_what_to_change() -> None:

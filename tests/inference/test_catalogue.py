@@ -55,18 +55,19 @@ def test_only_nano_is_embedded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "name"),
+    ("memory", "name", "in_fp8"),
     [
-        (None, "nano"),
-        (8 * GB, "nano"),
-        (int(11.7 * GB), "seedvr2-3b"),
-        (int(25.4 * GB), "seedvr2-3b"),
-        (int(47.6 * GB), "seedvr2-7b"),
-        (int(85 * GB), "seedvr2-7b"),
+        (None, "nano", "nano"),
+        (6 * GB, "nano", "nano"),
+        (8 * GB, "nano", "seedvr2-3b"),
+        (int(11.7 * GB), "seedvr2-3b", "seedvr2-3b"),
+        (int(25.2 * GB), "seedvr2-3b", "seedvr2-7b"),
+        (int(33.7 * GB), "seedvr2-7b", "seedvr2-7b"),
+        (int(85 * GB), "seedvr2-7b", "seedvr2-7b"),
     ],
 )
-def test_auto_is_the_largest_model_that_fits(memory: int | None, name: str) -> None:
-    assert default_model(memory) == name
+def test_auto_is_the_largest_model_that_fits(memory: int | None, name: str, in_fp8: str) -> None:
+    assert (default_model(memory), default_model(memory, fp8=True)) == (name, in_fp8)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

@@ -79,6 +79,21 @@ def test_a_loaded_transformer_runs_as_one_that_was_filled_by_hand(tmp_path: Path
     assert torch.equal(_run(loaded), _run(by_hand))
 
 
+@pytest.mark.parametrize("config", [TINY_3B, TINY_7B], ids=["3b", "7b"])
+def test_a_transformer_loaded_in_fp8_is_that_of_the_cast_weights(config: DiTConfig, tmp_path: Path) -> None:
+    path = save(dit_state(config), tmp_path / "x.pth")
+    later = load_dit(path, config, "cpu", torch.bfloat16)
+    later.use_fp8()
+    loaded = load_dit(path, config, "cpu", torch.bfloat16, fp8=True)
+
+    assert loaded.is_fp8
+    assert loaded.state_dict().keys() == later.state_dict().keys()
+    for key, tensor in later.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key].view(torch.uint8), tensor.view(torch.uint8)), key
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in loaded.parameters())
+    assert torch.equal(_run(loaded), _run(later))
+
+
 def test_a_loaded_vae_runs_as_one_that_was_filled_by_hand(tmp_path: Path) -> None:
     state = vae_state()
     by_hand = VideoVAE(TINY_VAE)

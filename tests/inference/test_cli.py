@@ -145,7 +145,13 @@ def test_the_source_is_not_replaced_even_when_told_to(nano: list[str], make_clip
 
 @pytest.mark.parametrize(
     ("setting", "part"),
-    [("sed=1", "restore.seed"), ("resolution=16384", "smaller size"), ("model=big", "nano"), ("seed", "key=value")],
+    [
+        ("sed=1", "restore.seed"),
+        ("resolution=16384", "smaller size"),
+        ("model=big", "nano"),
+        ("seed", "key=value"),
+        ("precision=fp8", "engine.precision=auto"),
+    ],
 )
 def test_a_wrong_setting_ends_with_one_sentence(make_clip: Any, tmp_path: Path, setting: str, part: str) -> None:
     result = call("restore", make_clip("in.mp4", 1), tmp_path / "out.mp4", "device=cpu", setting, "-q")
@@ -219,6 +225,18 @@ def test_plan_for_a_card_that_is_not_here(make_clip: Any, monkeypatch: pytest.Mo
     words = call("plan", source, "box=1280x720", "model=seedvr2-3b", "--memory", "11.2").stdout
     assert "11.2 GiB" in words
     assert "main memory" in words
+
+
+def test_plan_tells_what_fp8_saves(make_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.budget.free_host_memory", lambda: 128 * 2**30)
+    source = make_clip("in.mp4", 3, height=18, width=32)
+
+    asked = ("plan", source, "box=1280x720", "model=seedvr2-7b", "--memory", "22", "--json")
+    half, eighth = (json.loads(call(*asked, f"precision={name}").stdout) for name in ("bfloat16", "fp8"))
+
+    assert (half["precision"], eighth["precision"]) == ("bfloat16", "bfloat16 and fp8")
+    assert "the transformer's weights" in half["moved"]
+    assert eighth["moved"] == ["the VAE's states between turns"]
 
 
 def test_plan_says_what_to_change_when_a_job_does_not_fit(make_clip: Any) -> None:

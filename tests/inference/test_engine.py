@@ -17,6 +17,7 @@ from inference.errors import CheckpointError, DeviceMemoryError, MediaError, Res
 from inference.progress import Progress, Stage
 from inference.settings import EngineSettings, Precision, RestoreSettings, load_settings
 from inference.threads import use_threads
+from models.fp8 import Fp8Support
 
 CPU = torch.device("cpu")
 
@@ -149,6 +150,28 @@ def test_auto_means_nano_in_float32_without_cuda(monkeypatch: pytest.MonkeyPatch
     assert choose_dtype(Precision.AUTO, device) is torch.float32
     assert choose_dtype(Precision.AUTO, torch.device("cuda"), needs_float32=True) is torch.float32
     assert choose_dtype(Precision.BFLOAT16, device) is torch.bfloat16
+
+
+def test_fp8_is_refused_where_it_cannot_be_and_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"engine\.precision=fp8 needs a CUDA card .*the device is cpu; set engine"):
+        Engine(EngineSettings(device="cpu", precision=Precision.FP8))
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr("inference.devices.fp8_support", lambda device: Fp8Support(device == card))
+
+    assert choose_dtype(Precision.FP8, card) is torch.bfloat16
+    with pytest.raises(SettingsError):
+        choose_dtype(Precision.FP8, torch.device("cuda", 1))
+
+
+def test_a_job_in_fp8_says_so(
+    tiny_model: Path, make_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.devices.fp8_support", lambda device: Fp8Support(works=True))
+    source = make_clip("in.mp4", 3)
+    with Engine(EngineSettings(model="nano", device="cpu", precision=Precision.FP8, weights=str(tiny_model))) as engine:
+        summary = engine.restore(source, tmp_path / "out.mp4", RestoreSettings(factor=2))
+
+    assert summary.precision == "bfloat16 and fp8"
 
 
 def test_threads_follow_the_setting_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

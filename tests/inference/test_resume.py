@@ -17,7 +17,11 @@ import pytest
 import torch
 
 from inference import resume
+from inference.checkpoint import load_models
+from inference.resume import identify_job
+from inference.settings import RestoreSettings
 from inference.shot_state import ShotState
+from inference.sizes import Size
 from inference.units import finished_units, intact_units
 from tests.inference.conftest import MakeClip
 
@@ -365,3 +369,14 @@ def test_a_disk_without_room_keeps_no_state(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(resume, "_SPARE_DISK", 2**60)
     resume._save(ShotState(latents=[torch.zeros(10)]), tmp_path / "0.state")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_units_of_another_precision_are_of_no_use(tiny_model: Path, make_clip: Any) -> None:
+    source, size = make_clip("in.mp4", 2), Size(32, 32)
+    usual, in_fp8 = (
+        identify_job(source, RestoreSettings(), size, load_models("nano", tiny_model, fp8=fp8), 24)
+        for fp8 in (False, True)
+    )
+
+    assert usual["precision"] == "torch.float32"  # as folders of earlier versions have it
+    assert {key for key in usual if usual[key] != in_fp8[key]} == {"precision"}

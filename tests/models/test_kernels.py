@@ -43,7 +43,7 @@ def test_a_kernel_equals_its_plain_twin(step: str, differences: dict[str, float]
     assert differences[step] < 2e-5  # rounding: some inputs lie 40 standard deviations from zero
 
 
-HALF, SINGLE, INT, LONG, FLOAT = "*bf16", "*fp32", "i32", "i64", "fp32"
+HALF, SINGLE, E4M3, INT, LONG, FLOAT = "*bf16", "*fp32", "*fp8e4nv", "i32", "i64", "fp32"
 FRAME = {"G": 32, "LOOP": 16}
 KERNELS: list[tuple[str, str, dict[str, str], dict[str, int], int]] = [
     (
@@ -94,8 +94,26 @@ KERNELS: list[tuple[str, str, dict[str, str], dict[str, int], int]] = [
          "eps": FLOAT},
         {"N": 20, "D": 128, "ROWS": 16}, 4,
     ),
+    (
+        "fp8", "quantize_rows_kernel",
+        {"x": HALF, "rows": "*i64", "out": E4M3, "scales": SINGLE, "width": INT}, {"HAS_ROWS": 1, "BLOCK": 16384}, 16,
+    ),
+    (
+        "fp8", "norm_scale_shift_fp8_kernel",
+        {"x": HALF, "factor": HALF, "offset": HALF, "out": E4M3, "scales": SINGLE, "width": INT, "eps": FLOAT},
+        {"BLOCK": 4096}, 8,
+    ),
+    (
+        "fp8", "silu_mul_fp8_kernel",
+        {"gate": HALF, "x": HALF, "out": E4M3, "scales": SINGLE, "width": INT}, {"BLOCK": 8192}, 8,
+    ),
+    ("fp8", "gelu_fp8_kernel", {"x": HALF, "out": E4M3, "scales": SINGLE, "width": INT}, {"BLOCK": 16384}, 16),
 ]  # fmt: skip
 """Module, kernel, types of its arguments, constants as for the released models, and warps."""
+
+MODULES = ("fp8", "frames", "tokens")
+WITHOUT_FP8 = 80
+"""A card that cannot convert to e4m3, where no kernel of that module is ever started."""
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -103,8 +121,10 @@ def test_every_kernel_compiles_for_cards_within_their_shared_memory(capability: 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    modules = {name: importlib.import_module(f"models.kernels.{name}") for name in ("frames", "tokens")}
+    modules = {name: importlib.import_module(f"models.kernels.{name}") for name in MODULES}
     for module, name, types, constants, warps in KERNELS:
+        if module == "fp8" and capability == WITHOUT_FP8:
+            continue
         kernel: Any = getattr(modules[module], name)
         signature = {**types, **dict.fromkeys(constants, "constexpr")}
         with warnings.catch_warnings():
@@ -121,7 +141,7 @@ def test_every_kernel_compiles_for_cards_within_their_shared_memory(capability: 
 def test_every_kernel_is_compiled_by_that_test() -> None:
     found = {
         name
-        for module in ("frames", "tokens")
+        for module in MODULES
         for name in vars(importlib.import_module(f"models.kernels.{module}"))
         if name.endswith("_kernel")
     }
