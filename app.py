@@ -29,7 +29,7 @@ from inference.doctor.machine import expects_card
 from inference.errors import CheckpointError, RestoreError, SettingsError
 from inference.locate import check_weights_folder, locate
 from inference.logs import configure_logs
-from inference.media_proxy import check_media, join_part, make_preview
+from inference.media_proxy import check_media, count_shots, join_part, make_preview
 from inference.settings import EngineSettings, load_settings, to_dict
 from inference.without import NAMES, switch_off
 from inference.worker import Worker
@@ -121,7 +121,12 @@ def create_app(
     worker = Worker()
     calibration = Calibration(storage.root, worker.restore, _TEST_CLIP if _TEST_CLIP.exists() else None)
     metrics = Metrics(lambda: manager.counts(), lambda: _processes(worker))
-    services = Services(check=check_media, restore=metrics.measured(calibration.restore), make_preview=make_preview)
+    services = Services(
+        check=check_media,
+        restore=metrics.measured(calibration.restore),
+        make_preview=make_preview,
+        count_shots=count_shots,
+    )
     manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     calibration.is_idle = manager.is_idle
     forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)

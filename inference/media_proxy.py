@@ -22,6 +22,7 @@ from inference.progress import Cancellation
 _CHECK_LIMIT_S = 60.0
 _PREVIEW_LIMIT_S = 6 * 3600.0
 _PART_LIMIT_S = 3600.0
+_COUNT_LIMIT_S = 24 * 3600.0
 _POLL_S = 0.1
 
 
@@ -52,6 +53,12 @@ def join_part(work: Path, source: Path, target: Path, cancellation: Cancellation
     """
     failed = MediaError(f"The finished part of {source.name} could not be joined; the job itself is not affected.")
     return _run(["part", str(work), str(source), str(target)], cancellation, _PART_LIMIT_S, failed)
+
+
+def count_shots(source: Path, cancellation: Cancellation) -> int:
+    """The number of shots of the video `source`. Raises MediaError, or CancelledError when asked to stop."""
+    failed = MediaError(f"The shots of {source.name} could not be counted; a job on it is not affected.")
+    return int(_run(["shots", str(source)], cancellation, _COUNT_LIMIT_S, failed)["num_shots"])
 
 
 def _run(arguments: list[str], cancellation: Cancellation, limit_s: float, failure: RestoreError) -> dict[str, Any]:

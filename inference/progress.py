@@ -32,7 +32,8 @@ class Stage(StrEnum):
 class Progress:
     """One snapshot of a job. `frames_total`, speed, time left and `num_shots` are None while they are unknown.
 
-    `shot` counts from 0; `num_shots` is the number of shots found so far, since cuts are found on the way. `eta_s` is
+    `shot` counts from 0; `num_shots` is the number of shots found so far, since cuts are found on the way, and
+    `shots_total` that of all, which whoever follows the job may count beside it. `eta_s` is
     in seconds, and `eta_low_s` to `eta_high_s` is where it lies if the work goes on at any of its recent speeds. While
     a model is loaded, `bytes_done` of `bytes_total` have come. `units` counts the finished pieces of the result, which
     need not be done again if the job dies.
@@ -50,6 +51,7 @@ class Progress:
     units: int = 0
     eta_low_s: float | None = None
     eta_high_s: float | None = None
+    shots_total: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The snapshot as JSON-able values."""

@@ -48,6 +48,7 @@ class ProgressInfo(BaseModel):
     seconds_left_high: float | None = Field(default=None, description="the time left is probably less than this")
     shot: int = Field(default=0, description="the shot in work, counted from 0")
     num_shots: int | None = Field(default=None, description="shots found so far")
+    shots_total: int | None = Field(default=None, description="all shots of the source")
 
 
 class JobInfo(BaseModel):
@@ -284,6 +285,7 @@ def _progress_info(job: Job) -> ProgressInfo | None:
         seconds_left_high=progress.eta_high_s,
         shot=progress.shot,
         num_shots=progress.num_shots,
+        shots_total=progress.shots_total,
     )
 
 

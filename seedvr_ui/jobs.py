@@ -275,7 +275,10 @@ class Job:
         """The job as `holder` takes it from the queue. Finished frames stay in sight while the model is loaded."""
         progress = self.progress
         if progress is not None:
-            progress = Progress(Stage.PREPARE, progress.frames_done, progress.frames_total, units=progress.units)
+            progress = Progress(
+                Stage.PREPARE, progress.frames_done, progress.frames_total,
+                units=progress.units, shots_total=progress.shots_total,
+            )  # fmt: skip
         return self._to(
             JobStatus.RUNNING, "started", attempts=self.attempts + 1, token=self.token + 1, holder=holder,
             started_at=time.time(), finished_at=None, progress=progress, base=None, message="",
@@ -286,6 +289,8 @@ class Job:
         if self.status is not JobStatus.RUNNING:
             return self
         base = self.base
+        if progress.shots_total is None and self.progress is not None:
+            progress = replace(progress, shots_total=self.progress.shots_total)
         if progress.stage in (Stage.PREPARE, Stage.LOAD):  # nothing is known of the frames yet, so the old count stays
             done, total = progress.frames_done or self.frames_done, progress.frames_total
             if total is None and self.progress is not None:

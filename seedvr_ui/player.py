@@ -103,7 +103,8 @@ def _progress_text(progress: Progress | None) -> str:
     parts = [STAGE_WORDS[progress.stage]]
     if progress.stage is Stage.RESTORE:
         if progress.num_shots:
-            parts.append(f"shot {progress.shot + 1} of {progress.num_shots} so far")
+            total = f"{progress.num_shots} so far" if progress.shots_total is None else progress.shots_total
+            parts.append(f"shot {progress.shot + 1} of {total}")
         if progress.frames_per_second:
             parts.append(f"{progress.frames_per_second:.3g} frames/s")
         if progress.eta_low_s is not None and progress.eta_high_s is not None:

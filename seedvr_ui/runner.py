@@ -19,6 +19,7 @@ from inference.progress import Cancellation, Progress
 from seedvr_ui.attempt import MakePreview, Restore, run_job
 from seedvr_ui.jobs import Job, JobStatus, Outcome, Wish
 from seedvr_ui.manifest import folder_bytes
+from seedvr_ui.shot_count import CountShots, ShotCount
 from seedvr_ui.storage import Storage
 from seedvr_ui.store import LeaseLostError, Store, UnknownJobError
 
@@ -57,7 +58,9 @@ class Runner:
         on_progress: Callable[[], None],
         sweep: Callable[[], None],
         sweep_every_s: float,
+        count_shots: CountShots | None = None,
     ) -> None:
+        self._count_shots = count_shots
         self._store, self._storage = store, storage
         self._restore, self._make_preview = restore, make_preview
         self._on_progress, self._sweep, self._sweep_every_s = on_progress, sweep, sweep_every_s
@@ -157,7 +160,9 @@ class Runner:
         heart = threading.Thread(target=beat, args=(self._beat, live), name="lease", daemon=True)
         heart.start()
         try:
-            outcome = run_job(job, self._restore, self._make_preview, self._report_of(live), live.cancellation)
+            with ShotCount(self._count_shots, job) as shots:
+                report = self._report_of(live, shots)
+                outcome = run_job(job, self._restore, self._make_preview, report, live.cancellation)
         finally:
             live.ended.set()
             heart.join()
@@ -165,9 +170,9 @@ class Runner:
         self._live = None
         self._on_progress()
 
-    def _report_of(self, live: _Live) -> Callable[[Progress], None]:
+    def _report_of(self, live: _Live, shots: ShotCount) -> Callable[[Progress], None]:
         def report(progress: Progress) -> None:
-            live.job = live.job.advance(progress)
+            live.job = live.job.advance(replace(progress, shots_total=shots.total))
             self._on_progress()
 
         return report

@@ -22,6 +22,7 @@ from seedvr_ui.attempt import MakePreview, Restore
 from seedvr_ui.jobs import AT_WORK, Job, JobStatus, StateError, Wish
 from seedvr_ui.retention import plan_expiry
 from seedvr_ui.runner import Runner
+from seedvr_ui.shot_count import CountShots
 from seedvr_ui.storage import THUMBNAIL, Storage, is_plain, new_id
 from seedvr_ui.store import Edit, Store, UnknownJobError, Usage
 from seedvr_ui.uploads import Check, Upload, Uploads
@@ -48,6 +49,7 @@ class Services:
     check: Check
     restore: Restore
     make_preview: MakePreview
+    count_shots: CountShots | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class SessionManager:
             on_progress=self._tick,
             sweep=self.expire,
             sweep_every_s=self.limits.sweep_every_s,
+            count_shots=services.count_shots,
         )
         self.store.open()
 

@@ -19,7 +19,10 @@ from inference.doctor.trial import CHECKS
 from inference.progress import Cancellation
 
 LIMIT_S = 60.0
-"""Longest time of one check, and of the import of torch."""
+"""Longest time of one check."""
+
+LOAD_LIMIT_S = 60.0
+"""Longest time of the import of torch, which reads gigabytes on a new machine."""
 
 _POLL_S = 0.2
 _OPTIONAL = ("flash-attn", "apex", "kernels")
@@ -32,29 +35,37 @@ def examine(
     *,
     checks: Sequence[str] = CHECKS,
     limit_s: float = LIMIT_S,
+    load_limit_s: float = LOAD_LIMIT_S,
     tell: Callable[[Finding], None] | None = None,
     cancellation: Cancellation | None = None,
 ) -> Report:
     """All findings about this machine, the data folder and `engine.weights`. Raises CancelledError.
 
     `tell` is called with each finding as it comes. A check that crashes or takes longer than `limit_s` seconds is one
-    finding; those after it are run in another process.
+    finding; those after it are run in another process. Importing torch may take `load_limit_s`.
     """
     findings = []
-    for finding in _run(data, weights, list(checks), limit_s, cancellation or Cancellation()):
+    for finding in _run(data, weights, list(checks), (limit_s, load_limit_s), cancellation or Cancellation()):
         findings.append(finding)
         if tell is not None:
             tell(finding)
     return Report(findings)
 
 
-def _run(data: Path, weights: str, checks: list[str], limit_s: float, cancellation: Cancellation) -> Iterator[Finding]:
+def _run(
+    data: Path, weights: str, checks: list[str], limits: tuple[float, float], cancellation: Cancellation
+) -> Iterator[Finding]:
+    limit_s = limits[1]
+
+    def limit() -> float:
+        return limit_s
+
     while checks:
-        current = checks[0]
+        current, limit_s = checks[0], limits[1]
         is_torch_missing = False
         process = _start(data, weights, checks)
         try:
-            for message in _listen(process, limit_s, cancellation):
+            for message in _listen(process, limit, cancellation):
                 if "finding" in message:
                     finding = Finding.from_dict(message["finding"])
                     is_torch_missing = finding.key == "torch.missing"
@@ -62,7 +73,7 @@ def _run(data: Path, weights: str, checks: list[str], limit_s: float, cancellati
                 elif "end" in message:
                     checks.remove(message["end"])
                 else:
-                    current = message.get("begin") or "torch"
+                    current, limit_s = (message["begin"], limits[0]) if "begin" in message else ("torch", limits[1])
             if is_torch_missing:  # nothing after it can be said
                 return
             reason = _ending(process) if checks else ""
@@ -101,8 +112,10 @@ def _start(data: Path, weights: str, checks: Sequence[str]) -> subprocess.Popen[
     )
 
 
-def _listen(process: subprocess.Popen[str], limit_s: float, cancellation: Cancellation) -> Iterator[Mapping[str, Any]]:
-    """What the process says until it ends. Raises TimeoutError if it says nothing for `limit_s` seconds."""
+def _listen(
+    process: subprocess.Popen[str], limit_s: Callable[[], float], cancellation: Cancellation
+) -> Iterator[Mapping[str, Any]]:
+    """What the process says until it ends. Raises TimeoutError if it says nothing for `limit_s()` seconds."""
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -113,7 +126,7 @@ def _listen(process: subprocess.Popen[str], limit_s: float, cancellation: Cancel
             line = lines.get(timeout=_POLL_S)
         except queue.Empty:
             waited += _POLL_S
-            if waited >= limit_s:
+            if waited >= limit_s():
                 raise TimeoutError from None
             continue
         if line is None:

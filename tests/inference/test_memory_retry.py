@@ -42,11 +42,11 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[int]]:
     def fail(after: int, times: int) -> list[int]:
         windows: list[int] = []
 
-        def decode_or_fail(stream: ShotStream, latent: torch.Tensor) -> Any:
+        def decode_or_fail(stream: ShotStream, latent: torch.Tensor, state: Any) -> Any:
             windows.append(stream._plan.budget.window_latents)
             if after < len(windows) <= after + times:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return DECODE(stream, latent)
+            return DECODE(stream, latent, state)
 
         monkeypatch.setattr(ShotStream, "_decode_slice", decode_or_fail)
         monkeypatch.setattr(pipeline, "plan_budget", plan)

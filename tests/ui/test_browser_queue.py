@@ -6,6 +6,7 @@ Real server, real worker, real files; see `test_browser` for the limits that hol
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_finished_shots_play_while_the_rest_runs_and_a_kept_part_plays_and_downl
     wait_for_part(page)
     first = page.evaluate("document.querySelector('.part-player video').duration")
     assert page.locator(".jobs li.running").count() == 1, "it still runs"
-    assert "of 1 so far" in page.locator(".jobs li.running .text").inner_text()
+    page.locator(".jobs li.running .text", has_text=re.compile(r"shot 1 of 1(?! so far)")).wait_for()
     assert "USD so far" in page.locator(".jobs li.running .cost").inner_text()
 
     page.get_by_role("button", name=f"Cancel {long_clip.name}").click()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from inference.errors import CancelledError, MediaError
 from inference.media_preview import plan_sheet, preview
-from inference.media_proxy import check_media, make_preview
+from inference.media_proxy import check_media, count_shots, make_preview
 from inference.progress import Cancellation
 
 NUM_FRAMES, RATE = 6, 12
@@ -133,3 +133,8 @@ def test_a_sheet_keeps_the_shape_within_what_browsers_decode(size: tuple[int, in
     assert sheet.after_top >= sheet.height + 4
     if min(size) > 16:
         assert sheet.width / sheet.height == pytest.approx(size[0] / size[1], rel=0.06)
+
+
+def test_shots_are_counted_as_restoring_finds_them(shared: Path) -> None:
+    """A film with two cuts; `tests/inference/test_resume.py` restores it."""
+    assert count_shots(shared / "media" / "demo" / "d03_film_640x272_aac.mp4", Cancellation()) == 3

@@ -51,6 +51,8 @@ def test_a_running_job_says_stage_shot_speed_and_time_left_as_a_range(job: Job) 
     view = job_view(job.start().advance(progress))
     assert view["text"] == "Restoring · shot 2 of 3 so far · 2.5 frames/s · about 2–5 min left"
     assert view["percent"] == 25
+    counted = job_view(job.start().advance(replace(progress, shots_total=5)))
+    assert counted["text"].startswith("Restoring · shot 2 of 5 · ")
 
 
 def test_no_time_is_told_before_something_is_known(job: Job) -> None:
