@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from inference.errors import RestoreError
 from seedvr_ui.access import Access
 from seedvr_ui.gate import Gate
+from seedvr_ui.headers import SecurityHeaders
 from seedvr_ui.login_routes import add_login_routes
 from seedvr_ui.player import preview_file
 from seedvr_ui.sessions import SessionManager, result_file
@@ -31,6 +32,7 @@ _PRIVATE = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": 
 def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers: Transfers | None = None) -> None:
     """Put all of our routes on `app`; to be called before Gradio is mounted on the root."""
     app.add_middleware(Gate, access=access)
+    app.add_middleware(SecurityHeaders, path=access.path)  # added last, so it is around the gate
     app.mount("/studio/static", StaticFiles(directory=_STATIC), name="studio-static")
     add_login_routes(app, access)
     app.include_router(uploads_router(manager, access, transfers or Transfers(manager.uploads)))
