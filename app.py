@@ -33,6 +33,7 @@ from seedvr_ui.admission import make_access
 from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
+from seedvr_ui.model_tasks import ModelTasks
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
@@ -151,6 +152,7 @@ def assemble(
         transfers.close()
         parts.close()
         archives.close()
+        models.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
@@ -160,12 +162,13 @@ def assemble(
     manager.engine = to_dict(engine)
     operations = Operations(manager, {"engine": to_dict(engine)})
     archives = Archives(manager)
+    models = ModelTasks(engine.weights, offline=engine.offline)
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display, access.name_of))
     add_media_routes(app, manager, access, parts)
-    add_api(app, operations, access, transfers, archives)
+    add_api(app, operations, access, transfers, archives, models)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,

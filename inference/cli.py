@@ -52,6 +52,7 @@ class Benchmark(StrEnum):
     STORE = "store"
     CHAOS = "chaos"
     CANCEL = "cancel"
+    HTTP_SCAN = "http-scan"
 
 
 def _settings_help() -> str:
@@ -162,7 +163,7 @@ def bench(
 ) -> None:
     """Measure quality, speed, memory or the queue; more arguments go to the benchmark (bench quality -- --help)."""
     with _user_errors():
-        code = _project_module(f"benchmarks.{name.value}").main(context.args)
+        code = _project_module(f"benchmarks.{name.value.replace('-', '_')}").main(context.args)
     raise typer.Exit(code)
 
 

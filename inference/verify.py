@@ -68,6 +68,21 @@ def sha256_of(path: Path, report_bytes: ReportBytes | None = None) -> str:
     return digest
 
 
+def known_sha256(path: Path) -> str | None:
+    """The recorded hash of a file, if it has not changed since; the file is not read."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    known = _read_record().get(str(path.resolve()))
+    return str(known[2]) if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns] else None
+
+
+def forget_sha256(path: Path) -> None:
+    """Lets the next `verify` read the file again."""
+    _write_record(str(path.resolve()), [0, 0, ""])
+
+
 def remember_sha256(path: Path, digest: str) -> None:
     """Records the hash of a file that was checked under another name and then renamed."""
     stat = path.stat()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from inference.errors import RestoreError
 from seedvr_ui.access import Access
+from seedvr_ui.api_errors import error_answer, validation_error
+from seedvr_ui.body_limit import BodyLimit
 from seedvr_ui.gate import Gate
 from seedvr_ui.headers import SecurityHeaders
 from seedvr_ui.login_routes import add_login_routes
@@ -31,6 +34,7 @@ _PRIVATE = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": 
 
 def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers: Transfers | None = None) -> None:
     """Put all of our routes on `app`; to be called before Gradio is mounted on the root."""
+    app.add_middleware(BodyLimit, path=access.path)
     app.add_middleware(Gate, access=access)
     app.add_middleware(SecurityHeaders, path=access.path)  # added last, so it is around the gate
     app.mount("/studio/static", StaticFiles(directory=_STATIC), name="studio-static")
@@ -38,6 +42,7 @@ def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers:
     app.include_router(uploads_router(manager, access, transfers or Transfers(manager.uploads)))
     app.include_router(_jobs_router(manager, access))
     app.add_exception_handler(RestoreError, _to_response)
+    app.add_exception_handler(RequestValidationError, validation_error)
 
     @app.get("/healthz")
     def health(request: Request) -> dict[str, Any]:
@@ -72,4 +77,4 @@ def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
 
 
 def _to_response(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownJobError) else 400)
+    return error_answer(404 if isinstance(error, UnknownJobError) else 400, str(error))
