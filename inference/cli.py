@@ -21,9 +21,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from inference.catalogue import AUTO_MODEL, CATALOGUE, find_model
+from inference.catalogue import AUTO_MODEL, find_model
 from inference.errors import CancelledError, RestoreError, SettingsError
 from inference.progress import Cancellation
 from inference.settings import Precision, describe, load_settings, to_text
@@ -167,23 +166,15 @@ def bench(
     raise typer.Exit(code)
 
 
-@app.command()
-def models(
-    weights: Annotated[Path | None, typer.Option(help="Folder with model files, as engine.weights.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """List the models and which of their files are on this machine."""
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)  # fmt: skip
+def models(context: typer.Context) -> None:
+    """List the models and their files here; and: download, verify, import, delete."""
     with _user_errors():
-        rows = [_model_row(name, weights) for name in CATALOGUE]
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    table = Table("model", "title", "parameters", "files here", box=None)
-    for row in rows:
-        size = f"{row['parameters'] / 1e9:.2f} G" if row["parameters"] else ""
-        here = "ready" if row["ready"] else f"needs {', '.join(row['missing'])}"
-        table.add_row(row["name"], row["title"], size, here)
-    Console(soft_wrap=True).print(table)
+        from inference.model_commands import app as commands
+
+        commands(context.args, prog_name="seedvr models")
 
 
 @app.command()
@@ -212,21 +203,6 @@ def convert(
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-
-
-def _model_row(name: str, weights: Path | None) -> dict[str, Any]:
-    from inference.locate import check_weights_folder, locate
-
-    entry, folder = CATALOGUE[name], check_weights_folder(weights)
-    found = {part.value: locate(files, folder) for part, files in entry.files.items()}
-    return {
-        "name": name,
-        "title": entry.title,
-        "parameters": entry.num_parameters,
-        "ready": all(found.values()),
-        "missing": [part for part, file in found.items() if file is None],
-        "files": {part: str(file.path) for part, file in found.items() if file is not None},
-    }
 
 
 def _project_module(name: str) -> Any:

@@ -104,7 +104,7 @@ class Survey:
 def survey(weights: str | Path | None = None, catalogue: Mapping[str, ModelEntry] = CATALOGUE) -> Survey:
     """What there is now. `weights`: the folder of `engine.weights`. Raises CheckpointError if it is no folder."""
     folder = check_weights_folder(weights)
-    present = [name for name, entry in catalogue.items() if locate(entry.files[Part.DIT], folder)]
+    present = [entry for entry in catalogue.values() if locate(entry.files[Part.DIT], folder)]
     models = tuple(_model_state(entry, folder, present) for entry in catalogue.values())
     return Survey(models=models, problems=tuple(_problems(catalogue, folder)), free_bytes=free_bytes())
 
@@ -189,9 +189,9 @@ def delete_model(
     return freed
 
 
-def _model_state(entry: ModelEntry, folder: Path | None, present: list[str]) -> ModelState:
+def _model_state(entry: ModelEntry, folder: Path | None, present: list[ModelEntry]) -> ModelState:
     located = {part: locate(files, folder) for part, files in entry.files.items()}
-    others = [CATALOGUE[name] for name in present if name != entry.name and name in CATALOGUE]
+    others = [one for one in present if one.name != entry.name]
     files = []
     for part, found in located.items():
         if found is not None:

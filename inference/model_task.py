@@ -83,7 +83,7 @@ def _throttled(send: Callable[[Mapping[str, Any]], None]) -> ReportBytes:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # not by way of `sys.stdin`, whose lock would be held when this process ends
         pass
     os._exit(1)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 IMPORTED = "import"
 """What a task is about that belongs to no single model."""
+
+COMMAND = (sys.executable, "-m", "inference.model_task")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _END_LIMIT_S = 10.0
@@ -60,8 +62,8 @@ class TaskState:
 class ModelTasks:
     """The models of this machine and the tasks about them; `weights` and `offline` are the engine's settings."""
 
-    def __init__(self, weights: str = "", *, offline: bool = False) -> None:
-        self._weights, self._offline = weights, offline
+    def __init__(self, weights: str = "", *, offline: bool = False, command: Sequence[str] = COMMAND) -> None:
+        self._weights, self._offline, self._command = weights, offline, command
         self._lock = threading.Lock()
         self._states: dict[str, TaskState] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -87,7 +89,7 @@ class ModelTasks:
             if self._is_closed:
                 raise StateError("The server is stopping; ask again when it is back.")
             process = subprocess.Popen(
-                [sys.executable, "-m", "inference.model_task", task.value, json.dumps(values)],
+                [*self._command, task.value, json.dumps(values)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT, start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
             )  # fmt: skip

@@ -1,6 +1,7 @@
-// Who is signed in, and the way out; nothing where nobody has to sign in.
+// The buttons of the head: models, and who is signed in with the way out where people have to sign in.
 
 import { make } from "./dom.js";
+import { makeModelsButton } from "./models.js";
 import { send } from "./poll.js";
 
 let asked = null;
@@ -14,9 +15,11 @@ export function whoAmI() {
 
 export async function attach(element) {
   const { name, isAdmin } = await whoAmI().catch(() => ({ name: "", isAdmin: false }));
+  const head = element.querySelector(".studio-account");
+  head.replaceChildren(makeModelsButton());
   if (!name) return;
   const title = isAdmin ? `${name}, an admin` : name;
-  element.querySelector(".studio-account").replaceChildren(
+  head.append(
     make("span", { class: "user", title }, name),
     make("form", { method: "post", action: "logout" }, make("button", { type: "submit" }, "Sign out")),
   );
