@@ -38,6 +38,7 @@ from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
 from seedvr_ui.sessions import Limits, Services, SessionManager
+from seedvr_ui.share import Share
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
 from seedvr_ui.transfers import Transfers
@@ -52,6 +53,7 @@ _DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/s
 _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
 _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
+_SHARE_HELP = "make a public link by way of Gradio's share servers; needs accounts"
 _KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
 
@@ -76,12 +78,13 @@ def create_app(
     folder: Path | None = None,
     access: Access | None = None,
     webhook: str = "",
+    share: Share | None = None,
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
     `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
     Without `access` nobody has to sign in, which is for loopback addresses only; `main` decides by the address.
-    `webhook` is the address that is told when a job ends.
+    `webhook` is the address that is told when a job ends. `share` keeps a public link up.
     """
     engine = engine or EngineSettings()
     storage = Storage(data)
@@ -109,6 +112,7 @@ def create_app(
         root_path=root_path,
         access=access,
         webhook=teller,
+        share=share,
         on_stop=stop,
     )
 
@@ -123,6 +127,7 @@ def assemble(
     root_path: str = "",
     access: Access | None = None,
     webhook: Webhook | None = None,
+    share: Share | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
@@ -137,6 +142,7 @@ def assemble(
     from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
+    from seedvr_ui.share_routes import add_share_routes
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -146,7 +152,11 @@ def assemble(
             webhook.start()
         else:
             end_record(manager.storage.root)
+        if share is not None:
+            share.start()
         yield
+        if share is not None:
+            share.close()
         if webhook is not None:
             webhook.close()
         transfers.close()
@@ -168,6 +178,7 @@ def assemble(
     add_routes(app, manager, access, transfers)
     add_page_routes(app, manager, access, Snapshots(manager, lambda: display, access.name_of))
     add_media_routes(app, manager, access, parts)
+    add_share_routes(app, access, share)
     add_api(app, operations, access, transfers, archives, models)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
@@ -204,6 +215,7 @@ def main(
     folder: Path | None = None,
     accounts: Path | None = None,
     is_login_off: bool = False,
+    is_shared: bool = False,
     webhook: str = "",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds.
@@ -213,7 +225,9 @@ def main(
     import uvicorn
 
     data = data or default_data()
-    access = make_access(host, data, accounts, root_path=root_path, is_login_off=is_login_off, tell=_tell)
+    access = make_access(
+        host, data, accounts, root_path=root_path, is_login_off=is_login_off, is_shared=is_shared, tell=_tell
+    )
     app = create_app(
         data,
         engine,
@@ -223,6 +237,7 @@ def main(
         folder=folder or default_folder(),
         access=access,
         webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
+        share=Share(data, "127.0.0.1" if host in ("", "0.0.0.0", "::") else host, port, _tell) if is_shared else None,
     )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
@@ -269,6 +284,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
     parser.add_argument("--accounts", type=Path, help=_ACCOUNTS_HELP)
     parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
+    parser.add_argument("--share", action="store_true", dest="is_shared", help=_SHARE_HELP)
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
     parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)

@@ -112,8 +112,9 @@ def running_target(folder: Path) -> Iterator[Target]:
     ]
     with (folder / "server.log").open("wb") as log, _canary() as (canary, hits):
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"HF_HOME": str(folder / "hf")},
+        )  # fmt: skip
         try:
             _wait_for(port, process)
             values = {"data": str(data), "victim": victim, "job": job.id, "port": str(port), "canary": str(canary)}
@@ -181,8 +182,8 @@ def _free_port() -> int:
 # --- what the document describes ---
 
 
-def scan_document(target: Target, folder: Path, examples: int, seed: int) -> Tally:
-    """Everything that schemathesis makes of the OpenAPI document, and what its checks found."""
+def scan_document(target: Target, folder: Path, examples: int, seed: int, more: Sequence[str] = ()) -> Tally:
+    """Everything that schemathesis makes of the OpenAPI document, and what its checks found; `more` are its options."""
     har = folder / "scan.har"
     url = f"http://127.0.0.1:{target.port}/api"
     command = [
@@ -191,7 +192,7 @@ def scan_document(target: Target, folder: Path, examples: int, seed: int) -> Tal
         *("--phases", "coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed), "--checks", CHECKS),
         *("--report", "har", "--report-har-path", str(har), "--output-sanitize", "false"),
         *("--generation-database", "none", "--continue-on-failure", "--no-color", "--request-timeout", "30"),
-        *("--suppress-health-check", "all", "--no-shrink"),
+        *("--suppress-health-check", "all", "--no-shrink", *more),
     ]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=SCAN_LIMIT_S, check=False, stdin=subprocess.DEVNULL

@@ -109,6 +109,7 @@ def serve(
     folder: Annotated[Path | None, typer.Option(help="Folder of this machine to choose sources from.")] = None,
     accounts: Annotated[Path | None, typer.Option(help="File of accounts; see `seedvr accounts`.")] = None,
     no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="Make a public link; needs accounts.")] = False,
     webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
     keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
     keep_gb: Annotated[float, typer.Option(help="Delete the oldest when all take more; 0: no limit.", min=0)] = 0,
@@ -120,7 +121,8 @@ def serve(
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
             host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
-            accounts=accounts, is_login_off=no_login, webhook=webhook, keep_days=keep_days, keep_gb=keep_gb,
+            accounts=accounts, is_login_off=no_login, is_shared=share, webhook=webhook,
+            keep_days=keep_days, keep_gb=keep_gb,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import { make } from "./dom.js";
 import { makeModelsButton } from "./models.js";
 import { send } from "./poll.js";
+import { makeShareButton } from "./share.js";
 
 let asked = null;
 
@@ -23,4 +24,7 @@ export async function attach(element) {
     make("span", { class: "user", title }, name),
     make("form", { method: "post", action: "logout" }, make("button", { type: "submit" }, "Sign out")),
   );
+  if (!isAdmin) return;
+  const share = await makeShareButton();
+  if (share) head.prepend(share);
 }

@@ -114,7 +114,8 @@ ATTEMPTS = (
     _by_program("DELETE", "uploads/{upload}", "uploads/{upload_id}"),
     _by_program("GET", "imports/{job}", "imports/{import_id}"),
     _by_program("POST", "imports", "imports", (400, 411, 422), "not an archive"),
-    # models are changed by admins only
+    # the public link is for admins, and models are changed by admins only
+    Attempt("GET", "/studio/share", (403,), "/studio/share"),
     *(_by_program("POST", f"models/nano/{act}", f"models/{{model}}/{act}", (403,)) for act in _TASKS),
     _by_program("POST", "models/import", "models/import", (403,), '{"folder": "{data}"}'),
     _by_program("DELETE", "models/nano", "models/{model}", (403,)),
