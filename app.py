@@ -39,12 +39,14 @@ from seedvr_ui.calibration import Calibration
 from seedvr_ui.folder import ServerFolder
 from seedvr_ui.forecast import Forecast
 from seedvr_ui.metrics import Metrics
+from seedvr_ui.model_tasks import ModelTasks
 from seedvr_ui.money_guard import MoneyGuard, Pod
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
 from seedvr_ui.price import Price, parse_price
 from seedvr_ui.quick_start import without_collection, without_stub_files
 from seedvr_ui.sessions import Limits, Services, SessionManager
+from seedvr_ui.share import Share
 from seedvr_ui.snapshots import Snapshots
 from seedvr_ui.storage import Storage, default_data
 from seedvr_ui.system import System
@@ -61,6 +63,7 @@ _FOLDER_HELP = "folder of this machine to choose sources from, for everybody who
 _ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
 _NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
 _ALLOW_HOST_HELP = "another name to answer to where nobody signs in on a loopback address; may be repeated"
+_SHARE_HELP = "make a public link by way of Gradio's share servers; needs accounts"
 _KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
 _WITHOUT_HELP = f"do without this part of the machine ({', '.join(NAMES)}); may be given again (SEEDVR_WITHOUT)"
 _KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
@@ -106,13 +109,14 @@ def create_app(
     access: Access | None = None,
     webhook: str = "",
     stop_idle_minutes: float = 0,
+    share: Share | None = None,
 ) -> FastAPI:
     """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
 
     `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
     Without `access` nobody has to sign in, which is for loopback addresses only; `main` decides by the address.
     `webhook` is the address that is told when a job ends. With `stop_idle_minutes` the pod that this runs on is stopped
-    after that time without work.
+    after that time without work. `share` keeps a public link up.
     """
     pod = Pod.of_environment() if stop_idle_minutes else None
     engine = engine or EngineSettings()
@@ -153,6 +157,7 @@ def create_app(
         webhook=teller,
         health=Health(system, metrics, os.environ.get("SEEDVR_METRICS_TOKEN", "")),
         guard=guard,
+        share=share,
         on_stop=stop,
     )
 
@@ -169,6 +174,7 @@ def assemble(
     webhook: Webhook | None = None,
     health: Health | None = None,
     guard: MoneyGuard | None = None,
+    share: Share | None = None,
     on_stop: Callable[[], None],
 ) -> FastAPI:
     """Routes and page around `manager`. `on_stop` ends whatever still works for it when the server stops."""
@@ -184,6 +190,7 @@ def assemble(
     from seedvr_ui.operations import Operations
     from seedvr_ui.page_routes import add_page_routes
     from seedvr_ui.routes import add_routes
+    from seedvr_ui.share_routes import add_share_routes
     from seedvr_ui.system_routes import add_system_routes
 
     @asynccontextmanager
@@ -198,7 +205,11 @@ def assemble(
             end_record(manager.storage.root)
         if guard is not None:
             guard.start()
+        if share is not None:
+            share.start()
         yield
+        if share is not None:
+            share.close()
         if guard is not None:
             guard.close()
         if webhook is not None:
@@ -206,6 +217,7 @@ def assemble(
         transfers.close()
         parts.close()
         archives.close()
+        models.close()
         manager.close()
         on_stop()
         log.info("SeedVR Studio has stopped")
@@ -215,6 +227,7 @@ def assemble(
     manager.engine = to_dict(engine)
     operations = Operations(manager, {"engine": to_dict(engine)})
     archives = Archives(manager)
+    models = ModelTasks(engine.weights, offline=engine.offline)
     parts = Parts(manager.storage, join_part, manager.weigh)
     display = Display(keep_s=manager.limits.keep_s, price=price, expect=forecast.expect)
     add_routes(app, manager, access, transfers)
@@ -222,7 +235,8 @@ def assemble(
     add_media_routes(app, manager, access, parts)
     if health is not None:
         add_system_routes(app, access, health.system, health.metrics, health.token)
-    add_api(app, operations, access, transfers, archives)
+    add_share_routes(app, access, share)
+    add_api(app, operations, access, transfers, archives, models)
     handlers = Handlers(manager, access, {"engine": to_dict(engine)}, forecast)
     return gr.mount_gradio_app(
         app,
@@ -259,6 +273,7 @@ def main(
     accounts: Path | None = None,
     is_login_off: bool = False,
     allowed_hosts: Sequence[str] = (),
+    is_shared: bool = False,
     webhook: str = "",
     stop_idle_minutes: float = 0,
 ) -> None:
@@ -270,7 +285,8 @@ def main(
 
     data = data or default_data()
     access = make_access(
-        host, data, accounts, root_path=root_path, is_login_off=is_login_off, allowed_hosts=allowed_hosts, tell=_tell
+        host, data, accounts, root_path=root_path, is_login_off=is_login_off, is_shared=is_shared,
+        allowed_hosts=allowed_hosts, tell=_tell,
     )  # fmt: skip
     with without_collection():
         app = create_app(
@@ -283,11 +299,15 @@ def main(
             access=access,
             webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
             stop_idle_minutes=stop_idle_minutes or default_stop_idle(),
+            share=Share(data, "127.0.0.1" if host in ("", "0.0.0.0", "::") else host, port, _tell)
+            if is_shared
+            else None,
         )
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S, proxy_headers=True
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_LIMIT_S, proxy_headers=True,
+        server_header=False,
     )  # fmt: skip
 
 
@@ -334,6 +354,7 @@ def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser.add_argument("--accounts", type=Path, help=_ACCOUNTS_HELP)
     parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
     parser.add_argument("--allow-host", action="append", default=[], dest="allowed_hosts", help=_ALLOW_HOST_HELP)
+    parser.add_argument("--share", action="store_true", dest="is_shared", help=_SHARE_HELP)
     parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
     parser.add_argument("--stop-idle-minutes", type=float, default=0, help=_STOP_IDLE_HELP)
     parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inference.catalogue import AUTO_MODEL, CATALOGUE, find_model
+from inference.catalogue import AUTO_MODEL, find_model
 from inference.doctor.findings import Finding
 from inference.errors import CancelledError, RestoreError, SettingsError
 from inference.logs import configure_logs
@@ -58,6 +58,7 @@ class Benchmark(StrEnum):
     CANCEL = "cancel"
     RESUME = "resume"
     REHEARSAL = "rehearsal"
+    HTTP_SCAN = "http-scan"
 
 
 def _settings_help() -> str:
@@ -143,6 +144,7 @@ def serve(
     accounts: Annotated[Path | None, typer.Option(help="File of accounts; see `seedvr accounts`.")] = None,
     no_login: Annotated[bool, typer.Option("--no-login", help="Let everybody in who reaches the port.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Another name to answer to on loopback.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public link; needs accounts.")] = False,
     webhook: Annotated[str, typer.Option(help="Address to POST to when a job ends.")] = "",
     stop_idle_minutes: Annotated[float, typer.Option(help="Stop this RunPod pod after that long without work.")] = 0,
     keep_days: Annotated[float, typer.Option(help="Delete uploads and results after so many days.", min=0)] = 7,
@@ -158,7 +160,7 @@ def serve(
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
         _project_module("app").main(
             host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
-            accounts=accounts, is_login_off=no_login, allowed_hosts=allow_host or (), webhook=webhook,
+            accounts=accounts, is_login_off=no_login, allowed_hosts=allow_host or (), is_shared=share, webhook=webhook,
             stop_idle_minutes=stop_idle_minutes, keep_days=keep_days, keep_gb=keep_gb,
         )  # fmt: skip
 
@@ -201,27 +203,19 @@ def bench(
 ) -> None:
     """Measure quality, speed, memory or the queue; more arguments go to the benchmark (bench quality -- --help)."""
     with _user_errors():
-        code = _project_module(f"benchmarks.{name.value}").main(context.args)
+        code = _project_module(f"benchmarks.{name.value.replace('-', '_')}").main(context.args)
     raise typer.Exit(code)
 
 
-@app.command()
-def models(
-    weights: Annotated[Path | None, typer.Option(help="Folder with model files, as engine.weights.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """List the models and which of their files are on this machine."""
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)  # fmt: skip
+def models(context: typer.Context) -> None:
+    """List the models and their files here; and: download, verify, import, delete."""
     with _user_errors():
-        rows = [_model_row(name, weights) for name in CATALOGUE]
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    table = Table("model", "title", "parameters", "files here", box=None)
-    for row in rows:
-        size = f"{row['parameters'] / 1e9:.2f} G" if row["parameters"] else ""
-        here = "ready" if row["ready"] else f"needs {', '.join(row['missing'])}"
-        table.add_row(row["name"], row["title"], size, here)
-    Console(soft_wrap=True).print(table)
+        from inference.model_commands import app as commands
+
+        commands(context.args, prog_name="seedvr models")
 
 
 @app.command()
@@ -283,21 +277,6 @@ def _show_finding(finding: Finding) -> None:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-
-
-def _model_row(name: str, weights: Path | None) -> dict[str, Any]:
-    from inference.locate import check_weights_folder, locate
-
-    entry, folder = CATALOGUE[name], check_weights_folder(weights)
-    found = {part.value: locate(files, folder) for part, files in entry.files.items()}
-    return {
-        "name": name,
-        "title": entry.title,
-        "parameters": entry.num_parameters,
-        "ready": all(found.values()),
-        "missing": [part for part, file in found.items() if file is None],
-        "files": {part: str(file.path) for part, file in found.items() if file is not None},
-    }
 
 
 def _project_module(name: str) -> Any:

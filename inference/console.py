@@ -1,4 +1,4 @@
-"""A running job on a terminal: one progress line with stage, frames per second and time left."""
+"""Work on a terminal: one progress line with stage, frames per second and time left, or with bytes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 from inference.progress import Progress, Report, Stage
+from inference.verify import ReportBytes
 
 _TITLES = {
     Stage.PREPARE: "Reading",
@@ -69,6 +78,18 @@ def show_progress(console: Console) -> Iterator[Report]:
             )
 
         yield report
+
+
+@contextmanager
+def show_bytes(console: Console, title: str) -> Iterator[ReportBytes]:
+    """Draw how many bytes of model files are done: a live line on a terminal, else nothing."""
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _plain(console: Console) -> Report:

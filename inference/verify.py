@@ -70,13 +70,22 @@ def sha256_of(path: Path, report_bytes: ReportBytes | None = None) -> str:
 
 def is_remembered(file: WeightFile, path: Path) -> bool:
     """Whether `path` was found to be `file` before and has not changed since. Reads nothing of the file."""
-    if file.sha256 is None:
-        return False
+    return file.sha256 is not None and known_sha256(path) == file.sha256
+
+
+def known_sha256(path: Path) -> str | None:
+    """The recorded hash of a file, if it has not changed since; the file is not read."""
     try:
         stat = path.stat()
     except OSError:
-        return False
-    return _read_record().get(str(path.resolve())) == [stat.st_size, stat.st_mtime_ns, file.sha256]
+        return None
+    known = _read_record().get(str(path.resolve()))
+    return str(known[2]) if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns] else None
+
+
+def forget_sha256(path: Path) -> None:
+    """Lets the next `verify` read the file again."""
+    _write_record(str(path.resolve()), [0, 0, ""])
 
 
 def remember_sha256(path: Path, digest: str) -> None:

@@ -30,6 +30,8 @@ from seedvr_ui.api_models import (
 )
 from seedvr_ui.archives import Archives
 from seedvr_ui.jobs import JobStatus
+from seedvr_ui.model_routes import add_model_routes
+from seedvr_ui.model_tasks import ModelTasks
 from seedvr_ui.operations import MAX_PAGE, Operations, program_version
 from seedvr_ui.snapshots import MAX_SEARCH
 from seedvr_ui.transfers import Transfers
@@ -41,7 +43,14 @@ are signed in like the page: HTTP Basic with a user's name and password, or the 
 `{"error": "a sentence"}`."""
 
 
-def add_api(app: FastAPI, operations: Operations, access: Access, transfers: Transfers, archives: Archives) -> FastAPI:
+def add_api(
+    app: FastAPI,
+    operations: Operations,
+    access: Access,
+    transfers: Transfers,
+    archives: Archives,
+    models: ModelTasks | None = None,
+) -> FastAPI:
     """Mount the API on `app`, before Gradio is mounted on the root; returns the application of the API."""
     api = FastAPI(
         title="SeedVR Studio",
@@ -63,6 +72,7 @@ def add_api(app: FastAPI, operations: Operations, access: Access, transfers: Tra
     )
     _add_job_routes(router, operations, access)
     add_file_routes(router, operations, access, transfers, archives)
+    add_model_routes(router, models or ModelTasks(), access)
     api.include_router(router)
 
     @api.get("/docs", include_in_schema=False)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from inference.errors import DiskFullError, MediaError, RestoreError, SettingsError
 from seedvr_ui.archives import UnknownImportError
 from seedvr_ui.jobs import StateError
+from seedvr_ui.model_tasks import UnknownModelError
 from seedvr_ui.store import UnknownJobError
 from seedvr_ui.upload_routes import TusError
 from seedvr_ui.uploads import OffsetError, TooLargeError, UnknownUploadError, UploadLockedError
@@ -23,6 +24,7 @@ _CODES: Mapping[type[RestoreError], int] = {
     UnknownJobError: 404,
     UnknownUploadError: 404,
     UnknownImportError: 404,
+    UnknownModelError: 404,
     StateError: 409,
     OffsetError: 409,
     UploadLockedError: 409,
@@ -35,6 +37,7 @@ _CODES: Mapping[type[RestoreError], int] = {
 MEANINGS: Mapping[int, str] = {
     400: "It is not possible, for example because a limit is reached.",
     401: "The request does not say who sends it.",
+    403: "Only admins may do this.",
     404: "There is no such thing, or it is somebody else's.",
     409: "The state does not allow it.",
     411: "The request does not say how long its body is.",
@@ -56,18 +59,19 @@ def add_error_handlers(app: FastAPI) -> None:
     """Let every error of `app` be answered in the one form."""
     app.add_exception_handler(RestoreError, _restore_error)
     app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _answer(code: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_answer(code: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The one form of an error."""
     clean = sentence.encode("utf-8", "replace").decode()  # a lone surrogate of the request would end the answer
     return JSONResponse({"error": clean}, code, {"Cache-Control": "no-store", **(headers or {})})
 
 
 def _restore_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RestoreError)
-    return _answer(code_of(error), str(error))
+    return error_answer(code_of(error), str(error))
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -75,16 +79,17 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     sentence = error.detail
     if not isinstance(error, HTTPException) and error.status_code == 404:
         sentence = "There is nothing at this address; see docs."
-    return _answer(error.status_code, str(sentence), error.headers)
+    return error_answer(error.status_code, str(sentence), error.headers)
 
 
-def _validation_error(request: Request, error: Exception) -> JSONResponse:
+def validation_error(request: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a request, without what it said: that may not even be text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "The request"
-    return _answer(422, f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}; see docs for what is possible.")
+    return error_answer(422, f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}; see docs for what is possible.")
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return _answer(500, "Something unexpected went wrong; see the server's log.")
+    return error_answer(500, "Something unexpected went wrong; see the server's log.")

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ stream, component_server, runs, and whatever a later version adds."""
 CLOSED = ("/monitoring", "/login/", "/logout/")
 """Beginnings of other paths of Gradio that are not there."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -111,6 +113,8 @@ class Gate:
 
 
 def _is_closed(path: str) -> bool:
+    if _CONTROL.search(path):  # no address of ours has one, and patterns of routes take a line break for an end
+        return True
     _, is_api, rest = path.partition("/gradio_api/")
     return path.startswith(CLOSED) or (bool(is_api) and rest.partition("/")[0] not in GRADIO_API)
 

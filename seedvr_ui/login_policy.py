@@ -33,16 +33,17 @@ def decide_login(
 
     Only `is_login_off`, which somebody has to ask for, opens an address that others can reach. `is_shared` means a
     public link to the server, wherever it listens: that needs accounts that somebody has made, so that no link is out
-    before there is a password. Raises OpenServerError if there are none.
+    before there is a password, and nothing switches that off. Raises OpenServerError if there are none.
     """
+    if is_shared and is_login_off:
+        raise OpenServerError("A shared link is open to everybody, so people have to sign in; leave out --no-login.")
     if is_login_off:
         return LoginPolicy.ANONYMOUS
     if has_accounts:
         return LoginPolicy.ACCOUNTS
     if is_shared:
         raise OpenServerError(
-            "A shared link is open to everybody; add an account first with `seedvr accounts add NAME --admin`, "
-            "or say --no-login if that is what you want."
+            "A shared link is open to everybody; add an account first with `seedvr accounts add NAME --admin`."
         )
     return LoginPolicy.ANONYMOUS if is_loopback(host) else LoginPolicy.GENERATE
 

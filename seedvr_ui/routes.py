@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from inference.errors import RestoreError
 from seedvr_ui.access import Access
+from seedvr_ui.api_errors import error_answer, validation_error
+from seedvr_ui.body_limit import BodyLimit
 from seedvr_ui.gate import Gate
+from seedvr_ui.headers import SecurityHeaders
 from seedvr_ui.login_routes import add_login_routes
 from seedvr_ui.player import log_file, preview_file
 from seedvr_ui.sessions import SessionManager, result_file
@@ -32,12 +36,15 @@ _LOG = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 def add_routes(app: FastAPI, manager: SessionManager, access: Access, transfers: Transfers | None = None) -> None:
     """Put all of our routes on `app`; to be called before Gradio is mounted on the root."""
+    app.add_middleware(BodyLimit, path=access.path)
     app.add_middleware(Gate, access=access)
+    app.add_middleware(SecurityHeaders, path=access.path)  # added last, so it is around the gate
     app.mount("/studio/static", StaticFiles(directory=_STATIC), name="studio-static")
     add_login_routes(app, access)
     app.include_router(uploads_router(manager, access, transfers or Transfers(manager.uploads)))
     app.include_router(_jobs_router(manager, access))
     app.add_exception_handler(RestoreError, _to_response)
+    app.add_exception_handler(RequestValidationError, validation_error)
 
     @app.get("/healthz")
     def health(request: Request) -> dict[str, Any]:
@@ -82,4 +89,4 @@ def _jobs_router(manager: SessionManager, access: Access) -> APIRouter:
 
 
 def _to_response(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownJobError) else 400)
+    return error_answer(404 if isinstance(error, UnknownJobError) else 400, str(error))

@@ -283,7 +283,7 @@ class Uploads:
                 upload = replace(upload, error=str(error))
             self._write(folder, upload)
             if upload.error:
-                whole.unlink()
+                whole.unlink(missing_ok=True)  # whoever sent it has read the verdict by now, and may have discarded it
         return upload
 
     def fail(self, session: str, upload_id: str, reason: str) -> None:

@@ -1,7 +1,9 @@
-// Who is signed in, and the way out; nothing where nobody has to sign in.
+// The buttons of the head: models, and who is signed in with the way out where people have to sign in.
 
 import { make } from "./dom.js";
+import { makeModelsButton } from "./models.js";
 import { send } from "./poll.js";
+import { makeShareButton } from "./share.js";
 
 let asked = null;
 
@@ -14,15 +16,16 @@ export function whoAmI() {
 
 export async function attach(element) {
   const { name, isAdmin } = await whoAmI().catch(() => ({ name: "", isAdmin: false }));
-  const system = make("a", { href: "studio/system" }, "System");
-  if (!name) {
-    element.querySelector(".studio-account").replaceChildren(system);
-    return;
-  }
+  const head = element.querySelector(".studio-account");
+  head.replaceChildren(makeModelsButton());
+  if (!name || isAdmin) head.append(make("a", { href: "studio/system" }, "System"));
+  if (!name) return;
   const title = isAdmin ? `${name}, an admin` : name;
-  element.querySelector(".studio-account").replaceChildren(
-    ...(isAdmin ? [system] : []),
+  head.append(
     make("span", { class: "user", title }, name),
     make("form", { method: "post", action: "logout" }, make("button", { type: "submit" }, "Sign out")),
   );
+  if (!isAdmin) return;
+  const share = await makeShareButton();
+  if (share) head.prepend(share);
 }

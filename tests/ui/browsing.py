@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, ViewportSize, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Playwright,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
 
 WAIT_MS = 20_000
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
@@ -64,6 +73,7 @@ def visiting(
         visit = Visit(context, context.new_page())
         visit.page.on("request", lambda request: _note_outside(visit, request, url))
         visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        visit.page.on("console", lambda message: _note_refusal(visit, message))
         visit.page.goto(url)
         visit.page.locator(".zone").wait_for()
         visit.page.locator(".studio-queue h2").wait_for()
@@ -83,6 +93,7 @@ def signed_in(browser: Browser, url: str, viewport: ViewportSize, name: str, pas
         visit = Visit(context, context.new_page())
         visit.page.on("request", lambda request: _note_outside(visit, request, url))
         visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        visit.page.on("console", lambda message: _note_refusal(visit, message))
         visit.page.goto(url)
         visit.page.get_by_label("Name").fill(name)
         visit.page.get_by_label("Password").fill(password)
@@ -98,6 +109,12 @@ def signed_in(browser: Browser, url: str, viewport: ViewportSize, name: str, pas
 def _note_outside(visit: Visit, request: Request, own: str) -> None:
     if not request.url.startswith((own, "data:", "blob:")):
         visit.outside.append(request.url)
+
+
+def _note_refusal(visit: Visit, message: ConsoleMessage) -> None:
+    """What the browser did not do for the page, since a header of ours forbids it."""
+    if message.type == "error" and "Policy" in message.text:
+        visit.errors.append(message.text)
 
 
 def overflow(page: Page) -> tuple[int, int]:

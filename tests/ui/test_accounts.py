@@ -271,16 +271,20 @@ def test_a_session_ends_by_itself(login: Login, monkeypatch: pytest.MonkeyPatch)
         ("127.0.0.1", {"has_accounts": True, "is_shared": True}, LoginPolicy.ACCOUNTS),
         ("0.0.0.0", {"is_login_off": True}, LoginPolicy.ANONYMOUS),
         ("0.0.0.0", {"is_login_off": True, "has_accounts": True}, LoginPolicy.ANONYMOUS),
-        ("127.0.0.1", {"is_login_off": True, "is_shared": True}, LoginPolicy.ANONYMOUS),
     ],
 )
 def test_who_has_to_sign_in_where(host: str, options: dict[str, bool], policy: LoginPolicy) -> None:
     assert decide_login(host, **{"has_accounts": False, **options}) is policy
 
 
+def test_a_shared_link_is_never_open_to_everybody() -> None:
+    with pytest.raises(OpenServerError, match="leave out --no-login"):
+        decide_login("127.0.0.1", has_accounts=True, is_login_off=True, is_shared=True)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_shared_link_without_accounts_is_refused(host: str) -> None:
-    with pytest.raises(OpenServerError, match="--no-login"):
+    with pytest.raises(OpenServerError, match="add an account first"):
         decide_login(host, has_accounts=False, is_shared=True)
 
 

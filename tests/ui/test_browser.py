@@ -374,3 +374,8 @@ def write_small_clip(source: Path, target: Path) -> None:
                 break
             packet.stream = sound
             output.mux(packet)
+
+
+def test_a_browser_refused_nothing_of_what_the_page_does(finished: Finished, phone: Visit) -> None:
+    """The policy of `seedvr_ui/headers.py` leaves all that was used before."""
+    assert (finished[0].errors, phone.errors) == ([], [])

@@ -65,6 +65,7 @@ def _by_program(method: str, rest: str, route: str = "", statuses: tuple[int, ..
 
 _ACTIONS = ("cancel", "pause", "resume", "retry", "remove", "duplicate", "up", "down", "priority")
 _VERBS = ("start", "pause", "resume", "cancel", "retry", "duplicate")
+_TASKS = ("download", "verify", "convert", "pause")
 _FILES = "/studio/jobs/{job_id}/files/{name}"
 _PART = "/studio/jobs/{job_id}/part/{name}"
 _UPLOAD = "/studio/uploads/{upload_id}"
@@ -118,6 +119,12 @@ ATTEMPTS = (
     _by_program("DELETE", "uploads/{upload}", "uploads/{upload_id}"),
     _by_program("GET", "imports/{job}", "imports/{import_id}"),
     _by_program("POST", "imports", "imports", (400, 411, 422), "not an archive"),
+    # the public link is for admins, and models are changed by admins only
+    Attempt("GET", "/studio/share", (403,), "/studio/share"),
+    *(_by_program("POST", f"models/nano/{act}", f"models/{{model}}/{act}", (403,)) for act in _TASKS),
+    _by_program("POST", "models/import", "models/import", (403,), '{"folder": "{data}"}'),
+    _by_program("DELETE", "models/nano", "models/{model}", (403,)),
+    _by_program("DELETE", "models/..%2f..%2f{owner}", statuses=(403, 404)),
     # with the own job, and a name that leads away from it
     Attempt("GET", "/studio/jobs/{my_job}/files/../../../../../{owner}/jobs/{job}/manifest.json", (404,), _FILES),
     Attempt("GET", f"/studio/jobs/{{my_job}}/files/{ENCODED_UP}etc%2fpasswd", (404,), _FILES),
@@ -171,7 +178,7 @@ OWN = {
     ("GET", "/studio/me"), ("GET", "/studio/snapshot"), ("GET", "/studio/uploads"), ("GET", "/studio/folder"),
     ("OPTIONS", "/studio/uploads"), ("OPTIONS", "/studio/uploads/{upload_id}"),
     ("GET", "/api/docs"), ("GET", "/api/openapi.json"), ("HEAD", "/api/openapi.json"), ("GET", "/api/v1/settings"),
-    ("GET", "/api/v1/status"), ("GET", "/api/v1/uploads"), ("POST", "/api/v1/uploads"),
+    ("GET", "/api/v1/status"), ("GET", "/api/v1/models"), ("GET", "/api/v1/uploads"), ("POST", "/api/v1/uploads"),
 }  # fmt: skip
 """Routes that take no id of anything: what they tell is looked at by a test of its own."""
 

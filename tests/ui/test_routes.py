@@ -126,3 +126,9 @@ def test_scripts_and_styles_are_served(client: TestClient) -> None:
 def test_the_upload_library_is_served_with_its_licence(client: TestClient) -> None:
     assert "javascript" in client.get("/studio/static/vendor/tus-4.3.1.min.js").headers["content-type"]
     assert "MIT License" in client.get("/studio/static/vendor/tus-4.3.1.LICENSE.txt").text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs/a%0Ab", "/studio/jobs/a%0D/download", "/healthz%00", "/%7f"])
+def test_an_address_with_a_control_character_is_none_of_ours(client: TestClient, path: str) -> None:
+    reply = client.get(path)
+    assert (reply.status_code, reply.json()) == (404, {"error": "There is no such address."})

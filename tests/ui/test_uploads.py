@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.errors import RestoreError
+from inference.errors import MediaError, RestoreError
 from seedvr_ui import uploads as module
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.storage import new_id
@@ -140,3 +140,16 @@ def test_a_record_of_an_earlier_version_is_still_read(manager: SessionManager, s
         ' "media": null, "error": ""}'
     )
     assert manager.uploads.append(session, upload_id, 3, b"de").is_ready
+
+
+def test_a_bad_file_that_is_gone_before_it_is_deleted_is_still_only_bad(
+    manager: SessionManager, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sent it may have read the verdict and discarded it."""
+
+    def check(source: Path, thumbnail: Path) -> dict[str, object]:
+        source.unlink()
+        raise MediaError("no video")
+
+    monkeypatch.setattr(manager.uploads, "_check", check)
+    assert _send(manager.uploads, session, "a.mp4", b"bad").error == "no video"
