@@ -166,7 +166,9 @@ def _formatter(is_json: bool) -> logging.Formatter:
 
 
 def _from_record(logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return to_entry(event["_record"])
+    # structlog has taken message and exception out of the record
+    values = {"msg": event["event"], "args": (), "exc_info": event.get("exc_info")}
+    return to_entry(logging.makeLogRecord(event["_record"].__dict__ | values))
 
 
 def _to_text(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 from inference.doctor.faults import found
 from inference.doctor.findings import Finding, Report, save_report
 from inference.errors import MediaError, RestoreError
-from inference.logs import JobHandler, log_of_job, redact
+from inference.logs import JobHandler, configure_logs, log_of_job, redact
 from inference.progress import Cancellation
 from seedvr_ui.access import COOKIE, Access
 from seedvr_ui.jobs import JobStatus
@@ -217,3 +218,23 @@ def test_who_opens_the_address_without_the_cookie_of_the_studio_is_sent_there(se
     client.cookies.clear()
     answer = client.get("/studio/system", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "../")
+
+
+@pytest.mark.parametrize("form", ["", "json"])
+def test_the_log_of_the_server_has_messages_with_their_values_and_traces(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEEDVR_LOG", form)
+    configure_logs()
+    try:
+        raise OSError("no room")
+    except OSError:
+        logging.getLogger("seedvr").exception("%d of %s", 3, "five")
+    text = capsys.readouterr().err
+    if form == "json":
+        entry = json.loads(text)
+        assert (entry["event"], entry["level"]) == ("3 of five", "error")
+        text = entry["trace"]
+    else:
+        assert "ERROR seedvr: 3 of five" in text
+    assert text.rstrip().endswith("OSError: no room")
