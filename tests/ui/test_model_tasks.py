@@ -22,6 +22,7 @@ from seedvr_ui.jobs import StateError
 from seedvr_ui.login import Login
 from seedvr_ui.model_routes import add_model_routes
 from seedvr_ui.model_tasks import IMPORTED, ModelTasks, TaskStatus, UnknownModelError
+from seedvr_ui.signed_out import SignedOut
 from seedvr_ui.storage import new_id
 from tests.inference.fake_hub import FakeHub, running_hub
 from tests.ui.conftest import Wait
@@ -143,7 +144,9 @@ def client(tasks: ModelTasks, tmp_path: Path) -> Iterator[TestClient]:
     file = AccountsFile(tmp_path / "accounts.json")
     file.add("root", "correct horse", is_admin=True)
     file.add("ben", "correct horse")
-    with TestClient(make_app(tasks, Access(Login(Accounts(file, {}), b"x" * 32)))) as client:
+    with TestClient(
+        make_app(tasks, Access(Login(Accounts(file, {}), b"x" * 32, SignedOut(file.path.parent))))
+    ) as client:
         yield client
 
 
