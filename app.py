@@ -1,23 +1,19 @@
 """The composition root: settings, worker, queue, routes and page become one server. The only file that knows them all.
 
 This process never imports torch: restoring happens in the worker process, looking at files in short-lived ones, so the
-page is up within seconds and a crash there is a message here.
-
-    python app.py --port 7860 --data ~/.local/share/seedvr
+page is up within seconds and a crash there is a message here. `seedvr serve` is its command line.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import: no version check, no telemetry
 
@@ -26,12 +22,10 @@ from fastapi import FastAPI
 from inference.catalogue import AUTO_MODEL, CATALOGUE, ModelEntry, Part
 from inference.doctor.examine import examine
 from inference.doctor.machine import expects_card
-from inference.errors import CheckpointError, RestoreError, SettingsError
+from inference.errors import CheckpointError
 from inference.locate import check_weights_folder, locate
-from inference.logs import configure_logs
 from inference.media_proxy import check_media, count_shots, join_part, make_preview
-from inference.settings import EngineSettings, load_settings, to_dict
-from inference.without import NAMES, switch_off
+from inference.settings import EngineSettings, to_dict
 from inference.worker import Worker
 from seedvr_ui.access import Access
 from seedvr_ui.admission import make_access
@@ -43,50 +37,21 @@ from seedvr_ui.model_tasks import ModelTasks
 from seedvr_ui.money_guard import MoneyGuard, Pod
 from seedvr_ui.parts import Parts
 from seedvr_ui.player import Display
-from seedvr_ui.price import Price, parse_price
+from seedvr_ui.price import Price
 from seedvr_ui.quick_start import without_collection, without_stub_files
-from seedvr_ui.sessions import Limits, Services, SessionManager
+from seedvr_ui.serve_options import ServeOptions
+from seedvr_ui.sessions import Services, SessionManager
 from seedvr_ui.share import Share
 from seedvr_ui.snapshots import Snapshots
-from seedvr_ui.storage import Storage, default_data
+from seedvr_ui.storage import Storage
 from seedvr_ui.system import System
 from seedvr_ui.transfers import Transfers
 from seedvr_ui.webhook import Webhook, end_record
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PORT = 7860
-DEFAULT_KEEP_DAYS = 7.0
 _SHUTDOWN_LIMIT_S = 2
-_DATA_HELP = "folder for uploads and results (default: SEEDVR_DATA or ~/.local/share/seedvr)"
-_FOLDER_HELP = "folder of this machine to choose sources from, for everybody who may sign in (default: SEEDVR_FOLDER)"
-_ACCOUNTS_HELP = "file of accounts (default: SEEDVR_ACCOUNTS or accounts.json in the data folder)"
-_NO_LOGIN_HELP = "let everybody in who reaches the port, without name and password"
-_ALLOW_HOST_HELP = "another name to answer to where nobody signs in on a loopback address; may be repeated"
-_SHARE_HELP = "make a public link by way of Gradio's share servers; needs accounts"
-_KEEP_GB_HELP = "delete the oldest finished jobs when all together take more (default: no such limit)"
-_WITHOUT_HELP = f"do without this part of the machine ({', '.join(NAMES)}); may be given again (SEEDVR_WITHOUT)"
-_KEEP_HELP = "delete uploads and results after this many days (default: %(default)g)"
-
-
-_PRICE_HELP = "what an hour of this machine costs, to be shown, such as '0.79 USD' (default: SEEDVR_PRICE_PER_HOUR)"
-_WEBHOOK_HELP = "address to POST to when a job ends (default: SEEDVR_WEBHOOK; SEEDVR_WEBHOOK_SECRET signs it)"
-_STOP_IDLE_HELP = "stop this RunPod pod after so many idle minutes (default: SEEDVR_STOP_IDLE_MINUTES, else never)"
 _TEST_CLIP = Path(__file__).resolve().parent / "samples" / "sintel_320x136.mp4"
-
-
-def default_folder() -> Path | None:
-    """The folder of this machine to choose sources from: SEEDVR_FOLDER, else none."""
-    return Path(os.environ["SEEDVR_FOLDER"]) if os.environ.get("SEEDVR_FOLDER") else None
-
-
-def default_stop_idle() -> float:
-    """Minutes without work after which the pod is stopped: SEEDVR_STOP_IDLE_MINUTES, else 0, which is never."""
-    text = os.environ.get("SEEDVR_STOP_IDLE_MINUTES", "").strip() or "0"
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingsError(f"SEEDVR_STOP_IDLE_MINUTES is {text!r}; write a number of minutes, such as 30.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +64,21 @@ class Health:
 
 
 def create_app(
-    data: Path,
+    options: ServeOptions,
     engine: EngineSettings | None = None,
     *,
-    root_path: str = "",
-    limits: Limits | None = None,
-    price: Price | None = None,
-    folder: Path | None = None,
     access: Access | None = None,
-    webhook: str = "",
-    stop_idle_minutes: float = 0,
     share: Share | None = None,
 ) -> FastAPI:
-    """The whole application over the folder `data`; its lifespan starts and stops the queue and the worker.
+    """The whole application over the folder `options.data`; its lifespan starts and stops the queue and the worker.
 
-    `price` is what an hour of this machine costs, to be shown. Sources can be chosen from `folder`, if it is given.
     Without `access` nobody has to sign in, which is for loopback addresses only; `main` decides by the address.
-    `webhook` is the address that is told when a job ends. With `stop_idle_minutes` the pod that this runs on is stopped
-    after that time without work. `share` keeps a public link up.
+    `share` keeps a public link up. Raises SettingsError.
     """
-    pod = Pod.of_environment() if stop_idle_minutes else None
+    price, root_path = options.price, options.root_path
+    pod = Pod.of_environment() if options.idle_minutes else None
     engine = engine or EngineSettings()
-    storage = Storage(data)
+    storage = Storage(options.data)
     os.environ["GRADIO_TEMP_DIR"] = str(storage.gradio_folder)
     worker = Worker()
     calibration = Calibration(storage.root, worker.restore, _TEST_CLIP if _TEST_CLIP.exists() else None)
@@ -131,10 +89,10 @@ def create_app(
         make_preview=make_preview,
         count_shots=count_shots,
     )
-    manager = SessionManager(storage, services, limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
+    manager = SessionManager(storage, services, options.limits, os.environ.get("SEEDVR_DATABASE_URL", ""))
     calibration.is_idle = manager.is_idle
     forecast = Forecast(manager, calibration, partial(_download_bytes, engine.weights), price)
-    transfers = Transfers(manager.uploads, ServerFolder(folder) if folder else None)
+    transfers = Transfers(manager.uploads, ServerFolder(folder) if (folder := options.source_folder) else None)
 
     system = System(manager, partial(examine, storage.root, engine.weights), worker.check_start)
 
@@ -144,8 +102,8 @@ def create_app(
         worker.kill()
 
     secret = os.environ.get("SEEDVR_WEBHOOK_SECRET", "")
-    teller = Webhook(manager, webhook, secret, root_path) if webhook else None
-    guard = MoneyGuard(manager, pod, stop_idle_minutes, teller.announce if teller else None) if pod else None
+    teller = Webhook(manager, address, secret, root_path) if (address := options.webhook_address) else None
+    guard = MoneyGuard(manager, pod, options.idle_minutes, teller.announce if teller else None) if pod else None
     return assemble(
         manager,
         engine,
@@ -259,50 +217,18 @@ def model_choices(preferred: str = AUTO_MODEL) -> list[tuple[str, str]]:
     return sorted(choices, key=lambda choice: choice[1] != preferred)
 
 
-def main(
-    host: str = "0.0.0.0",
-    port: int = DEFAULT_PORT,
-    data: Path | None = None,
-    engine: EngineSettings | None = None,
-    *,
-    root_path: str = "",
-    keep_days: float = DEFAULT_KEEP_DAYS,
-    keep_gb: float = 0,
-    price_per_hour: str = "",
-    folder: Path | None = None,
-    accounts: Path | None = None,
-    is_login_off: bool = False,
-    allowed_hosts: Sequence[str] = (),
-    is_shared: bool = False,
-    webhook: str = "",
-    stop_idle_minutes: float = 0,
-) -> None:
+def main(options: ServeOptions, engine: EngineSettings | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C, which stop the running job and the worker within seconds.
 
-    Who has to sign in is decided by `host`, see `make_access`.
+    Who has to sign in is decided by the address, see `make_access`.
     """
     import uvicorn
 
-    data = data or default_data()
-    access = make_access(
-        host, data, accounts, root_path=root_path, is_login_off=is_login_off, is_shared=is_shared,
-        allowed_hosts=allowed_hosts, tell=_tell,
-    )  # fmt: skip
+    access = make_access(options, _tell)
+    share = Share(options.data, options.local_host, options.port, _tell) if options.is_shared else None
     with without_collection():
-        app = create_app(
-            data,
-            engine,
-            root_path=root_path,
-            limits=Limits(keep_s=keep_days * 86400, keep_bytes=int(keep_gb * 1e9) or None),
-            price=parse_price(price_per_hour or os.environ.get("SEEDVR_PRICE_PER_HOUR", "")),
-            folder=folder or default_folder(),
-            access=access,
-            webhook=webhook or os.environ.get("SEEDVR_WEBHOOK", ""),
-            stop_idle_minutes=stop_idle_minutes or default_stop_idle(),
-            share=Share(data, "127.0.0.1" if host in ("", "0.0.0.0", "::") else host, port, _tell)
-            if is_shared
-            else None,
-        )
+        app = create_app(options, engine, access=access, share=share)
+    host, port = options.host, options.port
     log.info("SeedVR Studio is at http://%s:%d", "localhost" if host == "0.0.0.0" else host, port)
     # X-Forwarded-For counts only from the proxies that FORWARDED_ALLOW_IPS names, by default those of this machine.
     uvicorn.run(
@@ -340,35 +266,3 @@ def _model_label(entry: ModelEntry) -> str:
         return entry.title
     num_bytes = next(file.num_bytes for file in entry.files[Part.DIT] if file.repository is not None) or 0
     return f"{entry.title} (NVIDIA GPU; downloads {num_bytes / 1e9:.0f} GB once)"
-
-
-def _parse(arguments: Sequence[str] | None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(prog="app.py", description="SeedVR Studio in the browser.")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port (default: %(default)s)")
-    parser.add_argument("--data", type=Path, help=_DATA_HELP)
-    parser.add_argument("--folder", type=Path, help=_FOLDER_HELP)
-    parser.add_argument("--weights", default="", help="folder with model files")
-    parser.add_argument("--root-path", default="", help="path below which a proxy serves the page")
-    parser.add_argument("--price-per-hour", default="", help=_PRICE_HELP)
-    parser.add_argument("--accounts", type=Path, help=_ACCOUNTS_HELP)
-    parser.add_argument("--no-login", action="store_true", dest="is_login_off", help=_NO_LOGIN_HELP)
-    parser.add_argument("--allow-host", action="append", default=[], dest="allowed_hosts", help=_ALLOW_HOST_HELP)
-    parser.add_argument("--share", action="store_true", dest="is_shared", help=_SHARE_HELP)
-    parser.add_argument("--webhook", default="", help=_WEBHOOK_HELP)
-    parser.add_argument("--stop-idle-minutes", type=float, default=0, help=_STOP_IDLE_HELP)
-    parser.add_argument("--keep-days", type=float, default=DEFAULT_KEEP_DAYS, help=_KEEP_HELP)
-    parser.add_argument("--keep-gb", type=float, default=0, help=_KEEP_GB_HELP)
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help=_WITHOUT_HELP)
-    values = vars(parser.parse_args(arguments))
-    weights = values.pop("weights")
-    switch_off(values.pop("without"))
-    return {**values, "engine": load_settings({"engine.weights": weights}).engine}
-
-
-if __name__ == "__main__":
-    configure_logs()
-    try:
-        main(**_parse(None))
-    except RestoreError as error:
-        sys.exit(str(error))

@@ -15,7 +15,6 @@ import signal
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from benchmarks.chaos import open_queue, submit
 from benchmarks.clips import moving_texture, write_h264
+from benchmarks.jobs import SERVE
 from benchmarks.report import add_save_option, publish, table
 from inference.worker import Worker
 from seedvr_ui.jobs import Job, JobStatus
@@ -77,16 +77,7 @@ def measure_ends(folder: Path, clip: Path, runs: int, rng: random.Random) -> lis
         manager = open_queue(data, Worker())
         owner = new_id()
         job = submit(manager, owner, clip)
-        command = [
-            sys.executable,
-            str(ROOT / "app.py"),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--data",
-            str(data),
-        ]
+        command = [*SERVE, "--host", "127.0.0.1", "--port", str(port), "--data", str(data)]
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )

@@ -34,6 +34,7 @@ from urllib.parse import urlencode
 from benchmarks.chaos import open_queue, submit
 from benchmarks.clips import moving_texture, write_h264
 from benchmarks.http_attacks import Attack, attacks
+from benchmarks.jobs import SERVE
 from benchmarks.report import add_save_option, publish, table
 from inference.worker import Worker
 from seedvr_ui.accounts import AccountsFile
@@ -107,7 +108,7 @@ def running_target(folder: Path) -> Iterator[Target]:
     manager.close()
     port = _free_port()
     command = [
-        *(sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)),
+        *(*SERVE, "--host", "127.0.0.1", "--port", str(port)),
         *("--data", str(data), "--folder", str(folder / "choose")),
     ]
     with (folder / "server.log").open("wb") as log, _canary() as (canary, hits):

@@ -1,4 +1,4 @@
-"""Runs one whole job, file to file, in a process of its own, and says what it cost. Imports no torch."""
+"""The command line as a process: the server, or one whole job, file to file, and what that cost. Imports no torch."""
 
 import json
 import os
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import RestoreError
+
+SERVE = (sys.executable, "-m", "inference.cli", "serve")
+"""The command that starts the server."""
 
 _KIB = 1 if sys.platform == "darwin" else 1024
 

@@ -11,7 +11,6 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import SERVE
 from benchmarks.report import add_save_option, publish, table
 from inference.errors import RestoreError
 from inference.progress import Cancellation, Report
@@ -32,7 +32,6 @@ from seedvr_ui.snapshots import Question, Snapshots
 from seedvr_ui.storage import Storage, new_id
 from seedvr_ui.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
 NUM_JOBS, NUM_OWNERS, NUM_RUNS = 5000, 50, 30
 START_LIMIT_S = 60.0
 BUDGETS_S = {
@@ -74,7 +73,7 @@ def time_start(data: Path) -> float:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), "--data", str(data)]
+    command = [*SERVE, "--host", "127.0.0.1", "--port", str(port), "--data", str(data)]
     begin = time.perf_counter()
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

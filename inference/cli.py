@@ -158,11 +158,13 @@ def serve(
         engine = load_settings(settings or []).engine
         if engine.model != AUTO_MODEL:
             find_model(engine.model)  # a name that does not exist is told now, not by the first job
-        _project_module("app").main(
-            host, port, data, engine, root_path=root_path, price_per_hour=price_per_hour, folder=folder,
-            accounts=accounts, is_login_off=no_login, allowed_hosts=allow_host or (), is_shared=share, webhook=webhook,
+        options = _project_module("seedvr_ui.serve_options").ServeOptions(
+            host=host, port=port, root_path=root_path, price_per_hour=price_per_hour, folder=folder, accounts=accounts,
+            is_login_off=no_login, allowed_hosts=tuple(allow_host or ()), is_shared=share, webhook=webhook,
             stop_idle_minutes=stop_idle_minutes, keep_days=keep_days, keep_gb=keep_gb,
+            **({} if data is None else {"data": data}),
         )  # fmt: skip
+        _project_module("app").main(options, engine)
 
 
 @app.command(

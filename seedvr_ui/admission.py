@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from seedvr_ui.access import Access
@@ -12,6 +12,7 @@ from seedvr_ui.accounts import FILE_NAME, AccountError, Accounts, load_accounts,
 from seedvr_ui.allowed_hosts import AllowedHosts
 from seedvr_ui.login import Login
 from seedvr_ui.login_policy import LoginPolicy, decide_login, is_loopback
+from seedvr_ui.serve_options import ServeOptions
 from seedvr_ui.signed_out import SignedOut
 
 FIRST_ADMIN = "admin"
@@ -23,33 +24,27 @@ def accounts_path(data: Path, named: Path | None = None) -> Path:
     return (given or data / FILE_NAME).expanduser()
 
 
-def make_access(
-    host: str,
-    data: Path,
-    accounts_file: Path | None = None,
-    *,
-    root_path: str = "",
-    is_login_off: bool = False,
-    is_shared: bool = False,
-    allowed_hosts: Sequence[str] = (),
-    tell: Callable[[str], None],
-) -> Access:
-    """Who may come in to a server on `host` over the folder `data`; see `decide_login`.
+def make_access(options: ServeOptions, tell: Callable[[str], None]) -> Access:
+    """Who may come in to a server with these options; see `decide_login`.
 
     Where nobody signs in and only this machine reaches the server, it answers under the names of loopback only, under
     `host`, and under those of `allowed_hosts`. A password that has to be made is given to `tell`, once; only its hash
     is kept. Raises AccountError, OpenServerError.
     """
-    path = accounts_path(data, accounts_file)
+    host, data = options.host, options.data
+    path = accounts_path(data, options.accounts)
     if path != accounts_path(data) or os.environ.get("SEEDVR_ACCOUNTS"):
         _require_file(path)
     accounts = load_accounts(path, data)
-    policy = decide_login(host, has_accounts=bool(accounts), is_login_off=is_login_off, is_shared=is_shared)
+    policy = decide_login(
+        host, has_accounts=bool(accounts), is_login_off=options.is_login_off, is_shared=options.is_shared
+    )
     if policy is LoginPolicy.ANONYMOUS:
-        return Access(path=root_path, hosts=AllowedHosts([host, *allowed_hosts]) if is_loopback(host) else None)
+        hosts = AllowedHosts([host, *options.allowed_hosts]) if is_loopback(host) else None
+        return Access(path=options.root_path, hosts=hosts)
     if policy is LoginPolicy.GENERATE:
         tell(_make_admin(accounts))
-    return Access(Login(accounts, load_secret(data), SignedOut(data)), root_path)
+    return Access(Login(accounts, load_secret(data), SignedOut(data)), options.root_path)
 
 
 def _make_admin(accounts: Accounts) -> str:

@@ -300,9 +300,10 @@ def test_serve_starts_the_app_with_its_options(monkeypatch: pytest.MonkeyPatch, 
 
     result = call("serve", "--host", "127.0.0.1", "--port", "9000", "--data", tmp_path, "model=nano")
 
-    (host, port, data, engine), _ = fake.calls[0]
+    (options, engine), _ = fake.calls[0]
     assert result.exit_code == 0
-    assert (host, port, data, engine.model) == ("127.0.0.1", 9000, tmp_path, "nano")
+    assert (options.host, options.port, options.data) == ("127.0.0.1", 9000, tmp_path)
+    assert engine.model == "nano"
 
 
 def test_serve_refuses_a_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:

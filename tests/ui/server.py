@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVE = (sys.executable, "-m", "inference.cli", "serve")
+"""The command that starts the server."""
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0
 LIFE_LIMIT_S = 600
@@ -56,9 +58,9 @@ def running_server(folder: Path, *options: str, port: int = 0) -> Iterator[Serve
     weights = os.environ.get("SEEDVR_TEST_WEIGHTS")  # a folder with another model than the embedded one
     command = [
         *("timeout", "--kill-after=5", str(LIFE_LIMIT_S)),  # it ends by itself if the test process is killed
-        *(sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)),
+        *(*SERVE, "--host", "127.0.0.1", "--port", str(port)),
         *("--data", str(folder / "data")),
-        *(("--weights", weights) if weights else ()),
+        *((f"engine.weights={weights}",) if weights else ()),
         *options,
     ]
     with log.open("wb") as output:

@@ -19,6 +19,7 @@ from seedvr_ui.login import Login
 from seedvr_ui.page_routes import add_page_routes
 from seedvr_ui.player import Display
 from seedvr_ui.routes import add_routes
+from seedvr_ui.serve_options import ServeOptions
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.signed_out import FOLDER_NAME, SignedOut
 from seedvr_ui.snapshots import Snapshots
@@ -291,7 +292,9 @@ HOSTS = [
 
 
 def test_where_nobody_signs_in_on_loopback_no_foreign_name_leads_here(manager: SessionManager, tmp_path: Path) -> None:
-    access = make_access("127.0.0.1", tmp_path, allowed_hosts=["Studio.test", "[fd00::5]"], tell=print)
+    access = make_access(
+        ServeOptions(host="127.0.0.1", data=tmp_path, allowed_hosts=("Studio.test", "[fd00::5]")), print
+    )
     client = TestClient(make_app(manager, access))
     for host, is_ours in HOSTS:
         for method, path in (("GET", "/"), ("GET", "/healthz"), ("POST", "/x")):
@@ -306,7 +309,7 @@ def test_other_servers_are_asked_under_any_name(
 ) -> None:
     if not is_login_off:
         (tmp_path / "accounts.json").write_bytes(written)
-    access = make_access(host, tmp_path, is_login_off=is_login_off, tell=print)
+    access = make_access(ServeOptions(host=host, data=tmp_path, is_login_off=is_login_off), print)
     reply = TestClient(make_app(manager, access)).get("/healthz", headers={"host": "studio.example"})
     assert reply.status_code == 200
 

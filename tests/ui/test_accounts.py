@@ -19,6 +19,7 @@ from seedvr_ui.accounts import AccountError, Accounts, AccountsFile, load_accoun
 from seedvr_ui.admission import FIRST_ADMIN, accounts_path, make_access
 from seedvr_ui.login import SESSION_AGE_S, Login, TooManyAttemptsError, WrongPasswordError
 from seedvr_ui.login_policy import LoginPolicy, OpenServerError, decide_login
+from seedvr_ui.serve_options import ServeOptions
 from seedvr_ui.signed_out import FOLDER_NAME, SignedOut
 from seedvr_ui.storage import is_id
 from tests.ui.server import ROOT
@@ -296,8 +297,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_public_server_without_accounts_makes_one_and_tells_its_password_once(tmp_path: Path, bare: None) -> None:
     told: list[str] = []
-    first = make_access("0.0.0.0", tmp_path, tell=told.append)
-    again = make_access("0.0.0.0", tmp_path, tell=told.append)
+    first = make_access(ServeOptions(data=tmp_path), told.append)
+    again = make_access(ServeOptions(data=tmp_path), told.append)
     assert len(told) == 1
     password = told[0].partition("password  ")[2].split()[0]
     assert len(password) >= 16
@@ -310,7 +311,7 @@ def test_a_public_server_without_accounts_makes_one_and_tells_its_password_once(
 
 def test_a_file_of_accounts_that_is_named_has_to_be_there(tmp_path: Path, bare: None) -> None:
     with pytest.raises(AccountError, match="There is no file of accounts"):
-        make_access("0.0.0.0", tmp_path, tmp_path / "typo.json", tell=print)
+        make_access(ServeOptions(data=tmp_path, accounts=tmp_path / "typo.json"), print)
 
 
 def test_the_secret_is_made_once_and_is_private(tmp_path: Path) -> None:

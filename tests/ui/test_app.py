@@ -23,7 +23,7 @@ _LIST_MODULES = """
 import json, sys
 from pathlib import Path
 import app
-app.create_app(Path(sys.argv[1]))
+app.create_app(app.ServeOptions(data=Path(sys.argv[1])))
 print(json.dumps([name for name in ("torch", "av", "inference.engine") if name in sys.modules]))
 """
 
@@ -48,7 +48,7 @@ def note(event, args):
         stubs.append(str(args[0]))
 sys.addaudithook(note)
 import app
-app.create_app(Path(sys.argv[1]))
+app.create_app(app.ServeOptions(data=Path(sys.argv[1])))
 print(json.dumps(stubs))
 """
 

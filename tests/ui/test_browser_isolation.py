@@ -188,7 +188,7 @@ import json, sys
 from pathlib import Path
 import app
 
-waiting, found = [("", route) for route in app.create_app(Path(sys.argv[1])).routes], []
+waiting, found = [("", route) for route in app.create_app(app.ServeOptions(data=Path(sys.argv[1]))).routes], []
 while waiting:
     before, route = waiting.pop()
     inner = getattr(route, "original_router", None)

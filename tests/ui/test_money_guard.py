@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from app import default_stop_idle
 from inference.errors import SettingsError
 from seedvr_ui.money_guard import MoneyGuard, Pod
+from seedvr_ui.serve_options import ServeOptions
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.storage import new_id
 from seedvr_ui.webhook import Webhook
@@ -164,7 +164,7 @@ def test_a_time_that_makes_no_sense_is_a_sentence(manager: SessionManager, minut
 
 def test_it_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEEDVR_STOP_IDLE_MINUTES", raising=False)
-    assert default_stop_idle() == 0
+    assert ServeOptions().idle_minutes == 0
     monkeypatch.setenv("SEEDVR_STOP_IDLE_MINUTES", "soon")
     with pytest.raises(SettingsError, match="number of minutes"):
-        default_stop_idle()
+        _ = ServeOptions().idle_minutes

@@ -21,7 +21,7 @@ from seedvr_ui import share as module
 from seedvr_ui.accounts import AccountsFile
 from seedvr_ui.share import Share, ShareError, find_helper, read_link
 from tests.ui.conftest import Wait
-from tests.ui.server import ROOT, free_port, running_server
+from tests.ui.server import SERVE, free_port, running_server
 
 LINK = "https://0123456789abcdef.gradio.live/"
 _HELPER = """#!{python}
@@ -207,7 +207,7 @@ def test_admins_of_a_shared_server_get_link_and_code(
 
 
 def test_without_accounts_a_shared_server_does_not_start(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--share", "--data", str(tmp_path / "data")]
+    command = [*SERVE, "--host", "127.0.0.1", "--share", "--data", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("A shared link is open to everybody; add an account first")
