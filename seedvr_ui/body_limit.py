@@ -25,7 +25,7 @@ class BodyLimit:
         self._app, self._prefix, self._max_bytes = app, path.rstrip("/"), max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._takes_files(scope["path"].removeprefix(self._prefix)):
+        if scope["type"] != "http" or self._takes_files(scope):
             await self._app(scope, receive, send)
             return
         announced = HTTPConnection(scope).headers.get("content-length", "0")
@@ -44,6 +44,7 @@ class BodyLimit:
 
         await self._app(scope, counted, send)
 
-    @staticmethod
-    def _takes_files(path: str) -> bool:
+    def _takes_files(self, scope: Scope) -> bool:
+        """Below what it is mounted at, or below the prefix that a proxy leaves in the address."""
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix(self._prefix)
         return any(path == address or path.startswith(f"{address}/") for address in FILES)
