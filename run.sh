@@ -89,11 +89,11 @@ ensure_environment() { # EXTRA: "base" or an extra of pyproject.toml
 }
 
 install_serverless() { # beside .venv, not in it: RunPod's package and Gradio want different versions of the same library
-    ensure_environment base
     local wanted="$ROOT/docker/serverless.txt" target="$ROOT/.serverless"
     if [ -f "$target/.stamp" ] && cmp -s "$wanted" "$target/.stamp"; then return 0; fi
     say "installing RunPod's package into .serverless"
     rm -rf -- "$target"
+    mkdir -p -- "$target"
     pip_install --no-warn-conflicts --target "$target" -r "$wanted" \
         || die "pip could not install RunPod's package. Check the network and the disk space, then start again."
     cp -- "$wanted" "$target/.stamp"
@@ -144,6 +144,7 @@ run_tests() {
     cd -- "$ROOT"
     command -v timeout >/dev/null 2>&1 || die "the test suite needs the timeout command (coreutils)."
     ensure_environment test
+    install_serverless
     read -r -a limits <<<"${SEEDVR_TEST_LIMITS_S:-840 720}"
     reports=$(mktemp -d)
     # shellcheck disable=SC2064 # the folder as it is now
@@ -185,7 +186,7 @@ case "${1:-}" in
         run_tests "$@"
         ;;
     install)
-        if [ "${2:-}" = serverless ]; then install_serverless; else ensure_environment "${2:-base}"; fi
+        if [ "${2:-}" = serverless ]; then ensure_environment base && install_serverless; else ensure_environment "${2:-base}"; fi
         ;;
     *)
         ensure_environment "$([ "${1:-}" = bench ] && echo bench || echo base)"

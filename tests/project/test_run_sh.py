@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = """
-    bash cat cksum cp cut dirname env grep head id kill mkdir mktemp rm setsid sleep tee timeout touch
+    bash cat cksum cmp cp cut dirname env grep head id kill mkdir mktemp rm setsid sleep tee timeout touch
 """.split()  # noqa: SIM905 - a list of words reads better
 
 
@@ -75,6 +75,8 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copy(ROOT / "tests/project/stand_in_python.sh", root / "bin/python3")
     (root / "tests/project").mkdir(parents=True)
     shutil.copy(ROOT / "tests/project/summary.py", root / "tests/project/summary.py")
+    (root / "docker").mkdir()
+    shutil.copy(ROOT / "docker/serverless.txt", root / "docker/serverless.txt")
     (root / "pyproject.toml").write_text("[project]\n")
     (root / "constraints.txt").write_text("einops==0.8.2\n")
     environment = {
@@ -192,6 +194,15 @@ def test_the_suite_runs_in_two_parts_and_ends_with_their_sum(checkout: Checkout)
 def test_the_test_tools_are_installed_for_the_tests_only(checkout: Checkout) -> None:
     checkout.run("test")
     assert checkout.calls_with(" -e ")[0].endswith("[test]")
+
+
+def test_what_does_not_fit_into_the_environment_is_installed_beside_it_once(checkout: Checkout) -> None:
+    checkout.run("test")
+    (call,) = checkout.calls_with("--target")
+    assert call.endswith("docker/serverless.txt")
+    checkout.forget()
+    checkout.run("test")
+    assert checkout.calls_with("--target") == []
 
 
 def test_options_reach_both_parts(checkout: Checkout) -> None:

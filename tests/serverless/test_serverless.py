@@ -196,8 +196,7 @@ def test_without_runpods_package_the_mode_says_how_to_get_it(tmp_path: Path) -> 
 
 def test_runpods_local_server_restores_a_clip(bucket: Bucket, tmp_path: Path) -> None:
     packages = Path(os.environ.get("SEEDVR_SERVERLESS_PACKAGES", ROOT / ".serverless"))
-    if not (packages / "runpod").is_dir():
-        pytest.skip("RunPod's package is not installed: ./run.sh install serverless")
+    assert (packages / "runpod").is_dir(), "RunPod's package is not installed: ./run.sh install serverless"
     shutil.copy(ROOT / "samples/sintel_320x136.mp4", tmp_path / "clip.mp4")
     bucket.files["/clip.mov"] = (tmp_path / "clip.mp4").read_bytes()
     with socket.socket() as probe:
