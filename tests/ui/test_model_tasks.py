@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file
 
 from inference.catalogue import CATALOGUE, ModelEntry, Part, WeightFile
 from inference.installed import Task
@@ -35,12 +38,25 @@ FILE = WeightFile(
 TINY = ModelEntry(
     name="tiny", title="Tiny", num_parameters=1, files={Part.DIT: (FILE,)}, latent_scale=1.0, default_fidelity=0.0
 )
+WEIGHTS = io.BytesIO()
+torch.save({"layer.weight": torch.linspace(-1, 1, 4096).reshape(64, 64)}, WEIGHTS)
+FLOATS = tuple(
+    WeightFile(
+        name=name, repository="acme/floats", revision="main", num_bytes=len(WEIGHTS.getvalue()),
+        sha256=hashlib.sha256(WEIGHTS.getvalue()).hexdigest(),
+    )
+    for name in ("floats_dit.pth", "floats_vae.pth")
+)  # fmt: skip
+FLOAT_MODEL = ModelEntry(
+    name="floats", title="Floats", num_parameters=1, files={Part.DIT: FLOATS[:1], Part.VAE: FLOATS[1:]},
+    latent_scale=1.0, default_fidelity=0.0,
+)  # fmt: skip
 _PROGRAM = """
 import sys
 from inference.catalogue import CATALOGUE
 from inference.model_task import main
-from tests.ui.test_model_tasks import TINY
-CATALOGUE["tiny"] = TINY
+from tests.ui.test_model_tasks import FLOAT_MODEL, TINY
+CATALOGUE |= {"tiny": TINY, "floats": FLOAT_MODEL}
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -49,7 +65,9 @@ sys.exit(main(sys.argv[1:]))
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with running_hub() as hub:
         hub.files["acme/tiny/resolve/main/tiny.pth"] = CONTENT
+        hub.files |= {f"acme/floats/resolve/main/{file.name}": WEIGHTS.getvalue() for file in FLOATS}
         monkeypatch.setitem(CATALOGUE, "tiny", TINY)
+        monkeypatch.setitem(CATALOGUE, "floats", FLOAT_MODEL)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -102,6 +120,19 @@ def test_a_download_is_paused_and_goes_on_also_after_a_restart(
     (file,) = next(model for model in later.survey().models if model.name == "tiny").files
     assert file.is_verified
     assert file.path.read_bytes() == CONTENT
+
+
+def test_a_model_is_converted_and_the_room_that_its_originals_take_is_told(
+    hub: FakeHub, tasks: ModelTasks, wait_until: Wait
+) -> None:
+    tasks.start(Task.DOWNLOAD, "floats")
+    wait_until(lambda: status(tasks, "floats") is TaskStatus.SUCCEEDED)
+    tasks.start(Task.CONVERT, "floats")
+    wait_until(lambda: status(tasks, "floats") is not TaskStatus.RUNNING)
+    assert tasks.states()["floats"].message.startswith("Converted to bf16. Delete the float32 originals to save ")
+    for path in sorted(own_folder().glob("floats_*.safetensors")):
+        assert load_file(path)["layer.weight"].dtype is torch.bfloat16
+    assert len(list(own_folder().glob("floats_*.safetensors"))) == 2
 
 
 def test_closing_ends_the_process_and_keeps_what_came(hub: FakeHub, tasks: ModelTasks, wait_until: Wait) -> None:
