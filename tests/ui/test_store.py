@@ -381,9 +381,9 @@ def test_what_rests_is_told_with_its_age_and_whether_it_was_seen(store: Store, s
         _add(store, storage, ANN, number)
     job = store.claim()
     assert job is not None
-    store.change(job.id, lambda job: job.finish(DONE))
+    finished = store.change(job.id, lambda job: job.finish(DONE))
     (resting,) = store.resting()
     assert (resting.id, resting.is_unseen, resting.num_bytes) == (job.id, True, 6)
-    assert abs(resting.since - time.time()) < 60
+    assert resting.since == finished.finished_at
     store.change(job.id, Job.see)
     assert not store.resting()[0].is_unseen
