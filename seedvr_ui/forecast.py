@@ -19,7 +19,7 @@ from seedvr_ui.jobs import Job
 from seedvr_ui.price import Price
 from seedvr_ui.sessions import SessionManager
 from seedvr_ui.uploads import Upload
-from seedvr_ui.wording import to_range, to_size, to_size_range
+from seedvr_ui.wording import about_range, to_size, to_size_range
 
 _RESERVED_BYTES = 256 * 2**20
 
@@ -91,7 +91,7 @@ class Forecast:
         files = "" if len(tasks) == 1 else f" for {len(tasks)} files"
         lines = []
         if need.seconds is not None:
-            line = f"About {to_range(*need.seconds)}{files}"
+            line = f"{about_range(*need.seconds).capitalize()}{files}"
             if self._price is not None:
                 line += f", {self._price.of_range(*need.seconds)}"
             counts = self._manager.counts()

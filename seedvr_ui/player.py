@@ -18,7 +18,7 @@ from seedvr_ui.jobs import Job, JobStatus
 from seedvr_ui.price import Price
 from seedvr_ui.retention import stays_until
 from seedvr_ui.storage import THUMBNAIL, is_plain
-from seedvr_ui.wording import media_facts, settings_words, to_range, to_size, to_words
+from seedvr_ui.wording import about_range, media_facts, settings_words, to_size, to_words
 
 STAGE_WORDS = {
     Stage.PREPARE: "Preparing",
@@ -85,7 +85,7 @@ def _status_text(job: Job, num_ahead: int, display: Display) -> str:
         case JobStatus.QUEUED:
             text = f"Waiting, {num_ahead} ahead" if num_ahead else "Waiting, next in line"
             expected = display.expect(job)
-            return f"{text} · takes about {to_range(*expected)}" if expected else text
+            return f"{text} · takes {about_range(*expected)}" if expected else text
         case JobStatus.RUNNING:
             return _progress_text(job.progress)
         case JobStatus.SUCCEEDED:
@@ -108,7 +108,7 @@ def _progress_text(progress: Progress | None) -> str:
         if progress.frames_per_second:
             parts.append(f"{progress.frames_per_second:.3g} frames/s")
         if progress.eta_low_s is not None and progress.eta_high_s is not None:
-            parts.append(f"about {to_range(progress.eta_low_s, progress.eta_high_s)} left")
+            parts.append(f"{about_range(progress.eta_low_s, progress.eta_high_s)} left")
     if progress.stage is Stage.LOAD and progress.bytes_total:
         parts.append(f"{to_size(progress.bytes_done)} of {to_size(progress.bytes_total)}")
     return " · ".join(parts)

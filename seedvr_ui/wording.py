@@ -54,6 +54,12 @@ def to_range(low: float, high: float) -> str:
     return f"{last:g} {unit}" if first == last else f"{first:g}–{last:g} {unit}"
 
 
+def about_range(low: float, high: float) -> str:
+    """`about 3–5 min`, or `less than 5 s`, which needs no "about"."""
+    words = to_range(low, high)
+    return words if words.startswith("less") else f"about {words}"
+
+
 def to_size(num_bytes: float) -> str:
     """A file size as a person says it."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):

@@ -7,7 +7,7 @@ import pytest
 from inference.errors import SettingsError
 from inference.settings import load_settings, to_dict
 from seedvr_ui.price import parse_price
-from seedvr_ui.wording import settings_words, to_range, to_size_range
+from seedvr_ui.wording import about_range, settings_words, to_range, to_size_range
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,7 @@ def test_no_price_is_no_price_and_nonsense_is_told() -> None:
     for text in ("cheap", "-1 USD", "1,50 EUR a", "nan"):
         with pytest.raises(SettingsError, match="such as '0.79 USD'"):
             parse_price(text)
+
+
+def test_a_limit_is_not_about() -> None:
+    assert (about_range(1, 4), about_range(170, 290)) == ("less than 5 s", "about 2–5 min")
