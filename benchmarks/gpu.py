@@ -28,12 +28,14 @@ from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.gpu_accuracy import MAX_RATIO, compare
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import measure_job
+from inference.allocator import grow_segments
 from inference.budget import Budget, Need, plan_budget, predict
 from inference.checkpoint import CONFIGS
 from inference.devices import describe_precision
 from inference.diffusion import denoise, unit_noise
 from inference.offload import offloaded, onload
 from inference.sizes import Size
+from models.conv_ops import is_for
 from models.dit import DiT, DiTConfig
 from models.fp8 import fp8_support
 from models.fused_ops import plain_pytorch
@@ -174,7 +176,15 @@ def measure(
     device, dtype = parameter.device, parameter.dtype
     width, height = size
     num_latents = (num_frames + 3) // 4
-    need = Need(dit=dit.config, vae=vae.config, dtype=dtype, fp8=dit.is_fp8, size=Size(width, height))
+    need = Need(
+        dit=dit.config,
+        vae=vae.config,
+        dtype=dtype,
+        fp8=dit.is_fp8,
+        size=Size(width, height),
+        num_frames=num_frames,
+        own_convolutions=is_for(parameter),
+    )
     budget = plan_budget(device, need, num_latents, memory)
     # Here and in the job, the other direction's state is on the device only when nothing is parked.
     predicted = predict(replace(budget, parks_states=True), need)
@@ -277,6 +287,7 @@ def main(argv: Sequence[str]) -> int:
         print("This benchmark needs a CUDA card, and none can be used here; check nvidia-smi.", file=sys.stderr)
         return 2
 
+    grow_segments()
     device, dtype = torch.device("cuda:0"), torch.bfloat16
     if arguments.fp8 and not (support := fp8_support(device)).works:
         print(f"--fp8 is not possible here, since {support.reason}; leave it out.", file=sys.stderr)

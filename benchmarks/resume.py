@@ -28,6 +28,7 @@ from benchmarks.gpu import TEXT_TOKENS, randomize
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import SAMPLES, quiet
 from inference import shot_state
+from inference.allocator import grow_segments
 from inference.catalogue import find_model
 from inference.checkpoint import CONFIGS, Models, load_models
 from inference.meter import Meter
@@ -45,12 +46,14 @@ LIMIT_S = 900
 
 def restore(order: dict[str, Any]) -> None:
     """What the processes do; ends with one JSON line: seconds of the job, and of its parts."""
+    grow_segments()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if order["cold"]:
         shot_state.LARGE_HISTORIES_BYTES = 0
     models = _models(order["model"], device)
     width, height = order["size"]
-    job = prepare(Path(order["source"]), Path(order["target"]), RestoreSettings(resolution=min(width, height)))
+    settings = RestoreSettings(resolution=min(width, height), detect_shots=False)
+    job = prepare(Path(order["source"]), Path(order["target"]), settings)
     meter, started = Meter(device), time.perf_counter()
     with quiet(models.vae, is_quiet=order["model"] != "nano"):
         result = run(job, models, Tracker(meter), Path(order["work"]), FRAMES_PER_UNIT)

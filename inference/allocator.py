@@ -1,8 +1,9 @@
-"""Owns how the C library's allocator treats freed memory in this process. Imports without torch."""
+"""Owns how the allocators of main memory and of a card treat freed memory in this process. Imports without torch."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h> of glibc
@@ -26,3 +27,13 @@ def keep_freed_memory() -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     settings = ((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES), (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def grow_segments() -> None:
+    """Makes PyTorch map a card's memory in pages that it can join anew, instead of in blocks of one size each.
+
+    A plan that fills a card leaves no room for gaps: with blocks, a fifth of 18.6 GiB was free and of no use. To be
+    called before the first tensor is on a card. What the user set in PyTorch's own variable stays.
+    """
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

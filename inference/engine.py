@@ -19,7 +19,7 @@ from typing import Self
 
 import torch
 
-from inference.allocator import keep_freed_memory
+from inference.allocator import grow_segments, keep_freed_memory
 from inference.backends import settle_backends
 from inference.catalogue import ModelEntry
 from inference.checkpoint import CONFIGS, Models, load_models
@@ -59,6 +59,7 @@ class Engine:
         self._busy = threading.Lock()
         use_threads(self.settings.threads)
         keep_freed_memory()
+        grow_segments()
 
     def restore(
         self,

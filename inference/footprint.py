@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from inference.diffusion import MAX_TIMESTEP, euler_sample, make_condition, velocity_of
 from models.attention import SequenceLengths
+from models.conv_ops import planned_for
 from models.dit import DiT, DiTConfig
 from models.gpu import FastVAE
 from models.vae_memory import VAEMemory
@@ -101,16 +102,18 @@ def vae_footprint(
     encode_frames: int,
     decode_latents: int,
     memory: VAEMemory,
+    num_frames: int | None = None,
+    own_convolutions: bool = False,
 ) -> VAEFootprint:
     """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8), weights left out.
 
-    `encode_frames` 0 stands for a still image.
+    `num_frames` (4n+1) are those of a clip that is known to be short; `own_convolutions`: `models.conv_ops.is_for`.
     """
     vae, _ = _meta_vae(config, dtype)
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad(), torch.device("meta"), planned_for(own_convolutions):
         # A clip's first slice has a frame more, but no histories to begin with.
-        encoded = [1 + encode_frames, encode_frames] if encode_frames else [1]
-        decoded = [decode_latents, decode_latents] if encode_frames else [1]
+        encoded = _first_two(1 + encode_frames, encode_frames, num_frames)
+        decoded = _first_two(decode_latents, decode_latents, None if num_frames is None else (num_frames + 3) // 4)
         video = torch.empty(1, 3, sum(encoded), height, width, dtype=dtype)
         latent = torch.empty(1, config.latent_channels, sum(decoded), height // 8, width // 8, dtype=dtype)
         encode = _measure_slices(lambda part, state: vae.encode(part, state, None, memory), video.split(encoded, dim=2))
@@ -118,6 +121,13 @@ def vae_footprint(
             lambda part, state: vae.decode(part, state, None, memory), latent.split(decoded, dim=2)
         )
     return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
+
+
+def _first_two(first: int, second: int, total: int | None) -> list[int]:
+    """The lengths of a clip's first two slices: later ones take as much memory as the second."""
+    if total is None:
+        return [first, second]
+    return [min(first, total), min(second, total - first)] if total > first else [total]
 
 
 @lru_cache(maxsize=256)

@@ -47,6 +47,7 @@ from inference.sizes import Size, padded_size, target_size
 from inference.tracker import Tracker, Work
 from inference.transforms import to_pictures
 from inference.units import UnitStore, sole_use
+from models.conv_ops import is_for
 
 _UNIT_SECONDS = {"cpu": 2, "cuda": 10}
 _LEAST_UNIT_FRAMES = 24
@@ -130,13 +131,15 @@ def plan_shots(job: Job, models: Models) -> ShotPlan:
 
 
 def _need(job: Job, models: Models) -> Need:
+    parameter = next(models.vae.parameters())
     return Need(
         dit=models.dit.config,
         vae=models.vae.config,
-        dtype=next(models.vae.parameters()).dtype,
+        dtype=parameter.dtype,
         fp8=models.dit.is_fp8,
         size=padded_size(job.size),
-        is_image=job.info.is_image,
+        num_frames=1 if job.info.is_image else None,
+        own_convolutions=is_for(parameter),
     )
 
 

@@ -16,6 +16,7 @@ from inference.devices import choose_device, choose_dtype, choose_model, describ
 from inference.media.probe import probe
 from inference.settings import Precision, Settings
 from inference.sizes import Size, padded_size, target_size
+from models.conv_ops import is_for
 
 GIB = 2**30
 
@@ -89,7 +90,15 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
         entry = find_model(default_model(memory, fp8=fp8) if model == AUTO_MODEL else model)
         dtype = _dtype_of_a_card(settings.engine.precision, entry)
     dit, vae = CONFIGS[entry.name]
-    need = Need(dit=dit, vae=vae, dtype=dtype, fp8=fp8, size=padded_size(size), is_image=info.is_image)
+    need = Need(
+        dit=dit,
+        vae=vae,
+        dtype=dtype,
+        fp8=fp8,
+        size=padded_size(size),
+        num_frames=1 if info.is_image else None,
+        own_convolutions=memory_gib is None and is_for(torch.empty(0, device=device, dtype=dtype)),
+    )
     budget = plan_budget(device, need, frames_to_latents(settings.restore.window), memory)
     return JobPlan(
         source=str(source),

@@ -145,7 +145,7 @@ def unfold(grid: Tensor, bias: Tensor, num_phases: int, num_groups: int, out: Te
         grid, bias, out, partial, height, width,
         C=channels, G=num_groups, Z=num_phases, PIXELS=tile, LOOP=_LOOP, num_warps=4,
     )  # fmt: skip
-    return _combine(partial)
+    return combine(partial)
 
 
 def picture_in(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ def picture_in(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> tupl
         x, taps, bias, out, partial, height, width,
         C=channels, G=num_groups, PIXELS=_PICTURE_TILE, LOOP=_LOOP, num_warps=8,
     )  # fmt: skip
-    return out, _combine(partial)
+    return out, combine(partial)
 
 
 def picture_out(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -223,10 +223,11 @@ def _launch_add(x: Tensor, bias: Tensor | None, residual: Tensor | None, out: Te
         C=channels, G=num_groups, PIXELS=tile, LOOP=_LOOP,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_OUT=out is not None, num_warps=4,
     )  # fmt: skip
-    return _combine(partial)
+    return combine(partial)
 
 
-def _combine(partial: Tensor) -> Tensor:
+def combine(partial: Tensor) -> Tensor:
+    """Moments (T, 2, G) of frames from those of their blocks, (T, 3, G, blocks): count, mean, squared deviations."""
     from models.kernels import frames as kernels
 
     frames, _, num_groups, blocks = partial.shape

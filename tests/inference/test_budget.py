@@ -48,7 +48,7 @@ def host_gib(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def need_of(size: Size, model: DiTConfig = SEEDVR2_3B, *, fp8: bool = False, is_image: bool = False) -> Need:
-    return Need(dit=model, vae=VIDEO_VAE, dtype=torch.bfloat16, fp8=fp8, size=size, is_image=is_image)
+    return Need(dit=model, vae=VIDEO_VAE, dtype=torch.bfloat16, fp8=fp8, size=size, num_frames=1 if is_image else None)
 
 
 def plan_on_card(gib: float, size: Size, model: DiTConfig = SEEDVR2_3B, **more: Any) -> Budget:
@@ -68,10 +68,12 @@ def test_pieces_on_the_cpu_do_not_depend_on_the_picture_or_the_machine() -> None
     ("model", "size", "gib", "expected"),
     [
         ("3b", HD, 11.2, Budget(4, 1, 13, 1, **OFFLOADED)),
-        ("3b", HD, 22, Budget(4, 1, 25, 4, **PARKED)),
-        ("3b", HD, 41, Budget(8, 2, 25, 4)),
-        ("3b", FULL_HD, 32, Budget(4, 1, 25, 1, **PARKED)),
-        ("3b", FULL_HD, 74, Budget(8, 2, 25, 4)),
+        ("3b", HD, 22, Budget(8, 2, 25, 4, **PARKED)),
+        ("3b", HD, 32, Budget(8, 2, 25, 8)),
+        ("3b", HD, 41, Budget(16, 4, 25, 8)),
+        ("3b", HD, 80, Budget(16, 4, 25, 16)),
+        ("3b", FULL_HD, 32, Budget(4, 1, 25, 2, **PARKED)),
+        ("3b", FULL_HD, 74, Budget(16, 4, 25, 8)),
         ("7b", FULL_HD, 41, Budget(4, 1, 25, 1, **PARKED)),
         ("3b", UHD, 41, Budget(4, 1, 17, 2, **ON_HOST)),
         ("7b", UHD, 41, Budget(4, 1, 9, 2, **ON_HOST)),
@@ -103,6 +105,15 @@ def test_each_thing_that_is_given_up_makes_the_need_smaller() -> None:
     assert decodes == sorted(set(decodes), reverse=True)
     assert shorter < longer
     assert predict(plans[-1], need).host > predict(plans[-3], need).host > predict(plans[0], need).host == 0
+
+
+def test_a_clip_that_is_known_to_be_short_needs_less() -> None:
+    plan = Budget(16, 4, 25, 16)
+    needs = [predict(plan, replace(need_of(HD), num_frames=frames)) for frames in (5, 21, 33, None)]
+    encodes, decodes = ([need.encode for need in needs], [need.decode for need in needs])
+
+    assert encodes[0] < encodes[1] < encodes[2] == encodes[3]
+    assert decodes[0] < decodes[1] < decodes[2] <= decodes[3]  # 33 frames are 9 latents, with a single one left over
 
 
 def test_a_larger_card_never_gets_a_shorter_window_with_states_on_the_device() -> None:

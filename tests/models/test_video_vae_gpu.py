@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import gpu
+from models import gpu, gpu_conv
 from models.gpu import FastVAE
 from models.vae_memory import VAEMemory, move_to_host, to_host
 from models.video_vae import VAEConfig, VAEState, VideoVAE
@@ -53,11 +53,30 @@ def test_decode_equals_the_plain_form_in_every_slice(
     torch.testing.assert_close(torch.cat(parts, dim=2), plain, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("max_frames", [None, 1])
+def test_convolutions_that_add_and_take_moments_themselves_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, max_frames: int | None
+) -> None:
+    vae = make_vae()
+    video, latent = random_tensor(1, 3, 9, 32, 48), random_tensor(1, 4, 3, 4, 6)
+    monkeypatch.setattr(gpu_conv, "is_faster", lambda weight, width: True)
+    fast, encoding, decoding, made = make_fast(vae), None, None, ([], [])
+    for part, piece in zip(video.split([5, 4], dim=2), latent.split([2, 1], dim=2), strict=True):
+        moments, encoding = fast.encode(part, encoding, None, VAEMemory(max_frames))
+        pictures, decoding = fast.decode(piece, decoding, None, VAEMemory(max_frames))
+        made[0].append(moments)
+        made[1].append(pictures)
+
+    mean = torch.cat(made[0], dim=2).chunk(2, dim=1)[0]
+    torch.testing.assert_close(mean, vae.encode(video)[0].mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cat(made[1], dim=2), vae.decode(latent)[0], rtol=0, atol=1e-12)
+
+
 def test_long_slices_and_many_scores_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     video = random_tensor(1, 3, 9, 128, 112)
     whole, _ = make_fast(vae).encode(video, None, None)
-    monkeypatch.setattr(gpu, "MAX_ELEMENTS", 4 * 128 * 112 * 8)
+    monkeypatch.setattr(gpu_conv, "MAX_ELEMENTS", 4 * 128 * 112 * 8)
     monkeypatch.setattr(gpu, "SCORE_BYTES", 4 * 14 * 16 * 128)
     pieces, _ = make_fast(vae).encode(video, None, None)
 
@@ -71,8 +90,8 @@ def test_frames_too_large_for_a_convolution_are_computed_in_strips_of_rows(
     vae = make_vae()
     video, latent = random_tensor(1, 3, 5, 64, 48), random_tensor(1, 4, 2, 8, 6)
     whole = make_fast(vae).encode(video, None, None)[0], make_fast(vae).decode(latent, None, None)[0]
-    monkeypatch.setattr(gpu, "MAX_ELEMENTS", 2 * 32 * 24 * 8)  # two frames of the second stage
-    monkeypatch.setattr(gpu, "STRIP_ELEMENTS", strip_elements)
+    monkeypatch.setattr(gpu_conv, "MAX_ELEMENTS", 2 * 32 * 24 * 8)  # two frames of the second stage
+    monkeypatch.setattr(gpu_conv, "STRIP_ELEMENTS", strip_elements)
     strips = make_fast(vae).encode(video, None, None)[0], make_fast(vae).decode(latent, None, None)[0]
 
     torch.testing.assert_close(strips, whole, rtol=0, atol=1e-12)
