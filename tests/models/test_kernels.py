@@ -114,19 +114,22 @@ KERNELS: list[tuple[str, str, dict[str, str], dict[str, int], int]] = [
 """Module, kernel, types of its arguments, constants as for the released models, and warps."""
 
 
-def convolution(capability: int) -> tuple[str, str, dict[str, str], dict[str, int], int]:
-    """The convolution as it is cut for a card."""
-    cut = conv_ops.tiling(capability // 10, torch.bfloat16)
-    types = {
-        "x": f"tensordesc<bf16[1,1,{cut.pixels},{cut.depth}]>", "weight": f"tensordesc<bf16[{cut.depth},128]>",
-        "bias": HALF, "residual": HALF, "out": HALF, "partial": SINGLE, "height": INT, "width": INT,
-        "out_frame": LONG, "out_row": LONG,
-    }  # fmt: skip
-    constants = {
-        "C": 256, "N": 128, "G": 32, "KT": 3, "PIXELS": cut.pixels, "BLOCK_C": cut.depth, "HAS_RESIDUAL": 1,
-        "STAGES": cut.stages,
-    }  # fmt: skip
-    return "convolutions", "conv_kernel", types, constants, cut.warps
+def convolutions(capability: int) -> list[tuple[str, str, dict[str, str], dict[str, int], int]]:
+    """The convolution as it is cut for a card: in half precision, and in single precision as the doctor tries it."""
+    found = []
+    for dtype, name, pointer in ((torch.bfloat16, "bf16", HALF), (torch.float32, "fp32", SINGLE)):
+        cut = conv_ops.tiling(capability // 10, dtype)
+        types = {
+            "x": f"tensordesc<{name}[1,1,{cut.pixels},{cut.depth}]>", "weight": f"tensordesc<{name}[{cut.depth},128]>",
+            "bias": pointer, "residual": pointer, "out": pointer, "partial": SINGLE, "height": INT, "width": INT,
+            "out_frame": LONG, "out_row": LONG,
+        }  # fmt: skip
+        constants = {
+            "C": 256, "N": 128, "G": 32, "KT": 3, "PIXELS": cut.pixels, "BLOCK_C": cut.depth, "HAS_RESIDUAL": 1,
+            "STAGES": cut.stages,
+        }  # fmt: skip
+        found.append(("convolutions", "conv_kernel", types, constants, cut.warps))
+    return found
 
 
 MODULES = ("convolutions", "fp8", "frames", "tokens")
@@ -140,7 +143,7 @@ def test_every_kernel_compiles_for_cards_within_their_shared_memory(capability: 
     from triton.compiler import ASTSource
 
     modules = {name: importlib.import_module(f"models.kernels.{name}") for name in MODULES}
-    for module, name, types, constants, warps in [*KERNELS, convolution(capability)]:
+    for module, name, types, constants, warps in [*KERNELS, *convolutions(capability)]:
         if module == "fp8" and capability == WITHOUT_FP8:
             continue
         kernel: Any = getattr(modules[module], name)
@@ -164,4 +167,4 @@ def test_every_kernel_is_compiled_by_that_test() -> None:
         if name.endswith("_kernel")
     }
 
-    assert found == {name for _, name, *_ in [*KERNELS, convolution(90)]}
+    assert found == {name for _, name, *_ in [*KERNELS, *convolutions(90)]}
