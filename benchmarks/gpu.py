@@ -35,7 +35,6 @@ from inference.devices import describe_precision
 from inference.diffusion import denoise, unit_noise
 from inference.offload import offloaded, onload
 from inference.sizes import Size
-from models.conv_ops import is_for
 from models.dit import DiT, DiTConfig
 from models.fp8 import fp8_support
 from models.fused_ops import plain_pytorch
@@ -183,7 +182,6 @@ def measure(
         fp8=dit.is_fp8,
         size=Size(width, height),
         num_frames=num_frames,
-        own_convolutions=is_for(parameter),
     )
     budget = plan_budget(device, need, num_latents, memory)
     # Here and in the job, the other direction's state is on the device only when nothing is parked.

@@ -64,7 +64,7 @@ class Need:
     """What a plan is made for: networks, number format, padded picture size.
 
     `fp8`: the transformer's large products are in 8 bits. `num_frames`: of the longest shot, where that is known to be
-    short (4n+1); None stands for any number. `own_convolutions`: see `models.conv_ops.is_for`.
+    short (4n+1); None stands for any number.
     """
 
     dit: DiTConfig
@@ -73,7 +73,6 @@ class Need:
     size: Size
     fp8: bool = False
     num_frames: int | None = None
-    own_convolutions: bool = False
 
     @property
     def is_image(self) -> bool:
@@ -96,7 +95,7 @@ class Prediction:
         return max(self.encode, self.denoise, self.decode)
 
 
-ROOM = 0.92
+ROOM = 0.94
 """Share of the memory that is planned with; the rest is for the allocator's gaps and cuDNN's workspaces."""
 
 _LESS = 0.9
@@ -192,12 +191,11 @@ def predict(budget: Budget, need: Need) -> Prediction:
         budget.decode_latents,
         budget.vae_memory,
         need.num_frames,
-        need.own_convolutions,
     )
     dit = dit_weights(need.dit, dtype, need.fp8)
     window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype, need.fp8)
     encoder, decoder = (0, 0) if budget.parks_states else (part.encode_state, part.decode_state)
-    always = vae_weights(need.vae, dtype) + (0 if budget.offloads_dit else dit)
+    always = vae_weights(need.vae, dtype) + part.pair_taps + (0 if budget.offloads_dit else dit)
     frames = 1 if need.is_image else 4 * budget.decode_latents
     finish = finish_footprint(frames, size.width, size.height)
     own_state = 0 if budget.states_on_host else part.decode_state

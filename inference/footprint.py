@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from inference.diffusion import MAX_TIMESTEP, euler_sample, make_condition, velocity_of
 from models.attention import SequenceLengths
-from models.conv_ops import planned_for
 from models.dit import DiT, DiTConfig
 from models.gpu import FastVAE
 from models.vae_memory import VAEMemory
@@ -82,7 +81,8 @@ def _storage_of(value: Tensor) -> int:
 class VAEFootprint:
     """Most memory during a slice of a clip, its own states included, and what stays of these between slices.
 
-    encode_histories, decode_histories: bytes of the states, wherever they are.
+    encode_histories, decode_histories: bytes of the states, wherever they are. pair_taps: what stays from the first
+    pair of frames on.
     """
 
     encode_peak: int
@@ -91,6 +91,7 @@ class VAEFootprint:
     decode_state: int
     encode_histories: int
     decode_histories: int
+    pair_taps: int
 
 
 @lru_cache(maxsize=256)
@@ -103,14 +104,14 @@ def vae_footprint(
     decode_latents: int,
     memory: VAEMemory,
     num_frames: int | None = None,
-    own_convolutions: bool = False,
 ) -> VAEFootprint:
     """Memory of the fast form for GPUs, for pictures of `width` x `height` (multiples of 8), weights left out.
 
-    `num_frames` (4n+1) are those of a clip that is known to be short; `own_convolutions`: `models.conv_ops.is_for`.
+    `num_frames` (4n+1) are those of a clip that is known to be short.
     """
-    vae, _ = _meta_vae(config, dtype)
-    with torch.no_grad(), torch.device("meta"), planned_for(own_convolutions):
+    vae = _meta_vae(config, dtype)[0]
+    taps = vae.make_pairs() if memory.may_pair and num_frames != 1 else 0
+    with torch.no_grad(), torch.device("meta"):
         # A clip's first slice has a frame more, but no histories to begin with.
         encoded = _first_two(1 + encode_frames, encode_frames, num_frames)
         decoded = _first_two(decode_latents, decode_latents, None if num_frames is None else (num_frames + 3) // 4)
@@ -120,7 +121,7 @@ def vae_footprint(
         decode = _measure_slices(
             lambda part, state: vae.decode(part, state, None, memory), latent.split(decoded, dim=2)
         )
-    return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2])
+    return VAEFootprint(*encode[:2], *decode[:2], encode[2], decode[2], taps)
 
 
 def _first_two(first: int, second: int, total: int | None) -> list[int]:

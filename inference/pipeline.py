@@ -47,7 +47,6 @@ from inference.sizes import Size, padded_size, target_size
 from inference.tracker import Tracker, Work
 from inference.transforms import to_pictures
 from inference.units import UnitStore, sole_use
-from models.conv_ops import is_for
 
 _UNIT_SECONDS = {"cpu": 2, "cuda": 10}
 _LEAST_UNIT_FRAMES = 24
@@ -139,7 +138,6 @@ def _need(job: Job, models: Models) -> Need:
         fp8=models.dit.is_fp8,
         size=padded_size(job.size),
         num_frames=1 if job.info.is_image else None,
-        own_convolutions=is_for(parameter),
     )
 
 

@@ -16,7 +16,6 @@ from inference.devices import choose_device, choose_dtype, choose_model, describ
 from inference.media.probe import probe
 from inference.settings import Precision, Settings
 from inference.sizes import Size, padded_size, target_size
-from models.conv_ops import is_for
 
 GIB = 2**30
 
@@ -97,7 +96,6 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
         fp8=fp8,
         size=padded_size(size),
         num_frames=1 if info.is_image else None,
-        own_convolutions=memory_gib is None and is_for(torch.empty(0, device=device, dtype=dtype)),
     )
     budget = plan_budget(device, need, frames_to_latents(settings.restore.window), memory)
     return JobPlan(

@@ -42,28 +42,47 @@ class BufferStream:
         """
         frames, *frame = shape
         buffer = like.new_empty(past + frames, *frame)
-        if self._old is not None:
-            history = self._old.pop(0) if self._old else None
-            if history is None or history.shape != (past, *frame):
-                raise ValueError(
-                    "This streaming state belongs to another model, direction or frame size; pass the state that the "
-                    "previous slice of the same clip returned, or None to start a clip."
-                )
+        if (history := self._take((past, *frame))) is not None:
             buffer[:past].copy_(history, non_blocking=True)
-            if self.memory.states_on_host:
-                self._taken = history
         return buffer
+
+    def history(self, like: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """The next history, of this shape, on the device of ``like``; None at the start of a clip. Raises as `buffer`.
+
+        `keep` has to be called with the one that takes its place.
+        """
+        history = self._take(shape)
+        return None if history is None else history.to(like.device, non_blocking=True)
+
+    def _take(self, shape: Sequence[int]) -> Tensor | None:
+        if self._old is None:
+            return None
+        history = self._old.pop(0) if self._old else None
+        if history is None or history.shape != tuple(shape):
+            raise ValueError(
+                "This streaming state belongs to another model, direction or frame size; pass the state that the "
+                "previous slice of the same clip returned, or None to start a clip."
+            )
+        if self.memory.states_on_host:
+            self._taken = history
+        return history
 
     def seal(self, buffer: Tensor, past: int, kept: int) -> None:
         """The new frames of ``buffer`` are written: a clip's start gets its past, and the end is kept."""
-        if self.on_step is not None:
-            self.on_step()
         if self._old is None:
             for frame in buffer[:past]:
                 frame.copy_(buffer[past])
-        last = buffer[len(buffer) - kept :]
-        # What was just read back is of the same shape, and its copy stands before this one in the queue.
-        self._new.append(to_host(last, self._taken) if self.memory.states_on_host else last.clone())
+        self.keep(buffer[len(buffer) - kept :], is_part=True)
+
+    def keep(self, history: Tensor, *, is_part: bool) -> None:
+        """The next history of the new state, before its convolution; `is_part` of a tensor that is not kept."""
+        if self.on_step is not None:
+            self.on_step()
+        if self.memory.states_on_host:
+            # What was just read back is of the same shape, and its copy stands before this one in the queue.
+            self._new.append(to_host(history, self._taken))
+        else:
+            self._new.append(history.clone() if is_part else history)
         self._taken = None
 
     def nested(self) -> BufferStream:

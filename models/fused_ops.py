@@ -76,7 +76,7 @@ def add(
         out = x
     if x.is_meta:
         return out, _no_moments(x, num_groups)
-    if not _takes(x, num_groups):
+    if not takes(x, num_groups):
         total = x.to(_wide(x.dtype))
         total = total if bias is None else total + bias
         out.copy_(total if residual is None else total + residual)
@@ -88,7 +88,7 @@ def moments(x: Tensor, bias: Tensor | None, num_groups: int) -> Tensor:
     """Moments of ``x + bias``, which is not written anywhere."""
     if x.is_meta:
         return _no_moments(x, num_groups)
-    if not _takes(x, num_groups):
+    if not takes(x, num_groups):
         wide = x.to(_wide(x.dtype))
         return _moments(wide if bias is None else wide + bias, num_groups)
     return _launch_add(x, bias, None, None, num_groups)
@@ -100,7 +100,7 @@ def norm_silu(
     """``silu(norm(x + bias))`` into ``out``, frames without gaps; ``moments`` are those of ``x + bias``."""
     if x.is_meta:
         return
-    if not _takes(x, norm.num_groups):
+    if not takes(x, norm.num_groups):
         mean, variance = moments.repeat_interleave(x.shape[3] // norm.num_groups, dim=2)[:, :, None, None].unbind(1)
         value = x.to(moments.dtype) if bias is None else x.to(moments.dtype) + bias
         value = (value - mean) * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
@@ -126,7 +126,7 @@ def unfold(grid: Tensor, bias: Tensor, num_phases: int, num_groups: int, out: Te
     channels = grid.shape[3] // (4 * num_phases)
     if out.is_meta:
         return _no_moments(out, num_groups)
-    if not _takes(out, num_groups):
+    if not takes(out, num_groups):
         rows, columns = _kinds(height + 1, grid.device), _kinds(width + 1, grid.device)
         whole = grid.to(_wide(grid.dtype)) + bias[rows][:, columns]
         phases = whole.unflatten(3, (2, 2, num_phases, channels))
@@ -158,7 +158,7 @@ def picture_in(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> tupl
     like = x.new_empty((1, 1, 1, channels))
     if x.is_meta:
         return x.new_empty(frames, height, width, channels), _no_moments(x[2:], num_groups)
-    if not _takes(like, num_groups) or channels < 16:
+    if not takes(like, num_groups) or channels < 16:
         out = F.conv3d(x.transpose(0, 1)[None], weight, None, padding=(0, 1, 1))[0].permute(1, 2, 3, 0)
         return add(out.contiguous(), bias, None, num_groups)
     from models.kernels import frames as kernels
@@ -181,7 +181,7 @@ def picture_out(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     taps are one matrix product instead, and each pixel adds up what its neighbours have for it.
     """
     channels = weight.shape[1]
-    if not x.is_meta and not _takes(x, 1):
+    if not x.is_meta and not takes(x, 1):
         return F.conv3d(x.permute(3, 0, 1, 2)[None], weight, bias, padding=(0, 1, 1))[0]
     taps = F.pad(weight.permute(2, 3, 4, 0, 1).reshape(-1, channels), (0, 0, 0, PICTURE_TAPS - 81))
     products = F.linear(x, taps)
@@ -247,7 +247,7 @@ def _moments(x: Tensor, num_groups: int) -> Tensor:
     return torch.stack([mean, variance], dim=1)
 
 
-def _takes(x: Tensor, num_groups: int) -> bool:
+def takes(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels compute this."""
     channels = x.shape[3]
     fits = channels & (channels - 1) == 0 and num_groups & (num_groups - 1) == 0 and channels <= _TILE

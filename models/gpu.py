@@ -7,8 +7,8 @@ What makes it fast:
 - What a causal convolution reads is one buffer: its history, then the new frames, which the step before it writes
   there. Nothing is concatenated or padded by copying.
 - A norm is one read for its statistics, which the residual addition before it takes on its way, and one read and write
-  with SiLU; biases ride along (``fused_ops.py``). Where the convolution is our own (``conv_ops.py``), it adds the
-  residual and takes the statistics itself.
+  with SiLU; biases ride along (``fused_ops.py``).
+- Pairs of frames are convolved by minimal filtering in time (``pair_ops.py``): a third less arithmetic.
 - Upsamplers are merged (``merged_upsampler.py``): a fifth less arithmetic in the decoder, and less history.
 - A lone first frame is convolved with the sum of the three taps in time: its past is a copy of itself.
 
@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from models.buffer_stream import BufferStream
 from models.causal_conv import VAEState
-from models.fused_ops import add, norm_silu, picture_out, softmax
-from models.gpu_conv import Conv, MergedConv, PictureConv, Sealed, TimeConv
+from models.fused_ops import add, norm_silu, picture_in, picture_out, softmax
+from models.gpu_conv import Conv, MergedConv, Sealed, SealedPairs, TimeConv
 from models.merged_upsampler import FIRST, SECOND, SPATIAL, STEADY
 from models.vae_memory import VAEMemory, wait_for_host_copies
 
@@ -65,21 +65,23 @@ class Resnet:
         """``num_groups`` are those of the norm that comes next."""
         return self.finish(self.begin(x, stats, stream), x, num_groups)
 
-    def begin(self, x: Tensor, stats: Tensor, stream: BufferStream) -> Sealed:
+    @property
+    def convolutions(self) -> list[TimeConv]:
+        """Those over time."""
+        return [self.conv1, self.conv2]
+
+    def begin(self, x: Tensor, stats: Tensor, stream: BufferStream) -> Sealed | SealedPairs:
         """All but the shortcut."""
-        buffer = self.conv1.open(x, stream)
-        norm_silu(x, None, stats, self.norm1, buffer[2:])
-        sealed = self.conv1.seal(buffer, stream)
-        del buffer
+        sealed = self.conv1.after_norm(x, None, stats, self.norm1, stream)
         h, bias, stats = sealed.convolve_with_moments(self.conv1.bias, self.norm2.num_groups)
-        buffer = self.conv2.open(h, stream)
-        norm_silu(h, bias, stats, self.norm2, buffer[2:])
-        sealed = self.conv2.seal(buffer, stream)
-        del h, buffer
+        sealed = self.conv2.after_norm(h, bias, stats, self.norm2, stream)
+        del h
         sealed.convolve_early()
         return sealed
 
-    def finish(self, begun: Sealed, x: Tensor, num_groups: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def finish(
+        self, begun: Sealed | SealedPairs, x: Tensor, num_groups: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The sum of both branches and its moments; into ``out``, frames that may have gaps between rows."""
         shortcut = x if self.shortcut is None else F.linear(x, self.shortcut)
         return begun.add_to(shortcut, self.bias, num_groups, out)
@@ -92,6 +94,7 @@ class Down:
         """``last`` is the block whose result is made smaller; it writes into the buffer."""
         conv = down.conv
         self.last = last
+        self.convolutions = last.convolutions
         self.past, self.kept = conv.kernel_size[0] - 1, conv.kernel_size[0] - conv.stride[0]
         self.conv = Conv(conv.weight, cast("tuple[int, int, int]", conv.stride), padding=0)
         assert conv.bias is not None
@@ -117,7 +120,7 @@ class Up:
 
     def __init__(self, last: Resnet, up: Upsample) -> None:
         """``last`` is the block whose result is made larger."""
-        self.last, self.temporal = last, up.temporal
+        self.last, self.temporal, self.convolutions = last, up.temporal, last.convolutions
         self.past = 1 if up.temporal else 2
         self.kernels = [
             MergedConv(up, time_map) for time_map in ((FIRST, SECOND, STEADY) if up.temporal else (SPATIAL,))
@@ -194,6 +197,7 @@ class Mid:
     def __init__(self, mid: MidBlock) -> None:
         self.before, self.after = (Resnet(block) for block in cast("Sequence[ResnetBlock]", mid.resnets))
         self.attention = Attention(cast("FrameAttention", mid.attentions[0]))
+        self.convolutions = self.before.convolutions + self.after.convolutions
 
     def __call__(self, x: Tensor, stats: Tensor, stream: BufferStream, num_groups: int) -> tuple[Tensor, Tensor]:
         x, stats = self.before(x, stats, stream, num_groups)
@@ -206,7 +210,9 @@ class FastEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self.num_groups = encoder.conv_norm_out.num_groups
-        self.conv_in = PictureConv(encoder.conv_in)
+        conv = encoder.conv_in
+        assert conv.bias is not None
+        self.weight_in, self.bias_in = conv.weight.detach(), conv.bias.detach()
         self.blocks: list[Resnet | Down | Mid] = []
         for block in cast("Sequence[DownBlock]", encoder.down_blocks):
             resnets = [Resnet(resnet) for resnet in cast("Sequence[ResnetBlock]", block.resnets)]
@@ -245,7 +251,12 @@ class FastEncoder:
 
     def _enter(self, video: Tensor, stream: BufferStream) -> tuple[Tensor, Tensor]:
         """All that is done at full size, and the first downsampling, which is one of space alone."""
-        x, stats = self.conv_in(video, stream, self.num_groups)
+        frames, height, width = video.shape[2:]
+        buffer = stream.buffer(video, (frames, 3, height, width), past=2)
+        buffer[2:] = video[0].transpose(0, 1)
+        stream.seal(buffer, past=2, kept=2)
+        x, stats = picture_in(buffer, self.weight_in, self.bias_in, self.num_groups)
+        del buffer
         for block in self.front_blocks:
             x, stats = block(x, stats, stream, self.num_groups)
         return x, stats
@@ -307,6 +318,12 @@ class FastVAE:
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         self._encoder, self._decoder = FastEncoder(encoder), FastDecoder(decoder)
+
+    def make_pairs(self) -> int:
+        """Makes what convolving in pairs needs, which is else made at its first use; the bytes of all that is kept."""
+        blocks = [*self._encoder.front_blocks, *self._encoder.blocks, *self._decoder.blocks, *self._decoder.last_blocks]
+        convolutions = [conv for block in blocks for conv in block.convolutions if conv.is_pairable]
+        return sum(taps.nbytes for conv in convolutions for taps in conv.pairs())
 
     @torch.no_grad()
     def encode(

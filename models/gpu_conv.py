@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.buffer_stream import BufferStream
 from models.causal_conv import CausalConv3d
-from models.conv_ops import PICTURE_CHANNELS, Taps, convolve, is_faster
-from models.fused_ops import add, moments, picture_in, unfold
+from models.fused_ops import add, moments, norm_silu, unfold
 from models.merged_upsampler import MergedKernel, TimeMap, merge_kernel
+from models.pair_ops import Pairs, join_pairs, norm_silu_pairs, num_pairs, pair_taps
 
 if TYPE_CHECKING:
     from models.video_vae import Upsample
@@ -28,15 +28,23 @@ STRIP_ELEMENTS = 2**29
 """Of a strip of rows, which is a copy: large enough to fill the card, small beside the frames."""
 
 
+PAIRED_CHANNELS = 128
+"""The fewest, in and out, for which pairs of frames are convolved by minimal filtering: with fewer, the frames that it
+writes and reads more would cost what the products save."""
+
+
 class Conv:
-    """A convolution over a buffer (past + T, H, W, C), by cuDNN or, where that is faster, with what follows it.
+    """A convolution over a buffer (past + T, H, W, C) without its bias, which later steps add."""
 
-    Called, it leaves the bias to later steps.
-    """
-
-    def __init__(self, weight: Tensor, stride: tuple[int, int, int] = (1, 1, 1), padding: int = 1) -> None:
-        """``weight`` is (C', C, kt, kh, kw); ``padding`` is that of height and width."""
-        self.num_out = weight.shape[0]
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        padding: int = 1,
+        num_out: int | None = None,
+    ) -> None:
+        """``weight`` is (C', C, kt, kh, kw), of which the first ``num_out`` results count; ``padding`` is spatial."""
+        self.num_out = weight.shape[0] if num_out is None else num_out
         missing = [max(0, MIN_CHANNELS - size) for size in weight.shape[:2]]
         weight = weight.detach()
         if any(missing):  # a pad of nothing would be a copy
@@ -44,8 +52,6 @@ class Conv:
         self.num_in = weight.shape[1]
         self.weight = weight.contiguous(memory_format=torch.channels_last_3d)
         self.stride, self.padding, self.taps = stride, (0, padding, padding), weight.shape[2]
-        self._may_be_direct = stride == (1, 1, 1) and padding == 1 and weight.shape[3] == 3
-        self._taps: Taps | None = None
 
     def __call__(self, buffer: Tensor) -> Tensor:
         """(T', H', W', C')."""
@@ -63,14 +69,6 @@ class Conv:
             for top in range(0, rows, strip):
                 out[start:stop, top : top + strip] = self._convolve_rows(frames, top, min(top + strip, rows))
         return out
-
-    def direct(self, buffer: Tensor) -> Taps | None:
-        """The weight for our own kernel, where that is the faster one."""
-        if not (self._may_be_direct and is_faster(self.weight, buffer.shape[2])):
-            return None
-        if self._taps is None:
-            self._taps = Taps(self.weight)
-        return self._taps
 
     def _count_out(self, buffer: Tensor, axis: int) -> int:
         """Frames (axis 0), rows (1) or columns (2) of the result."""
@@ -99,52 +97,55 @@ class Sealed:
     """A filled buffer and the convolution that reads it, once: its memory is free as soon as that is done."""
 
     def __init__(self, conv: Conv, buffer: Tensor) -> None:
-        self._conv, self._taps = conv, conv.direct(buffer)
+        self._conv = conv
         self._buffer: Tensor | None = buffer
         self._result: Tensor | None = None
 
     def convolve(self) -> Tensor:
         """The result (T, H, W, C') without its bias."""
-        return self._conv(self._take())
+        buffer, self._buffer = self._buffer, None
+        assert buffer is not None
+        return self._conv(buffer)
 
     def convolve_with_moments(self, bias: Tensor, num_groups: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """The result, the bias if that is still to be added, and the moments of both together."""
-        if self._taps is not None:
-            out, stats = convolve(self._take(), self._taps, bias, None, num_groups)
-            return out, None, stats
         out = self.convolve()
         return out, bias, moments(out, bias, num_groups)
 
     def convolve_early(self) -> None:
-        """For `add_to`, before the memory for what that adds and gives is taken, where cuDNN convolves by itself."""
-        if self._taps is None:
-            self._result = self.convolve()
+        """For `add_to`, before the memory for what that adds and gives is taken."""
+        self._result = self.convolve()
 
     def add_to(
         self, residual: Tensor, bias: Tensor, num_groups: int, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The result with bias and residual, and its moments; into `out` as for `fused_ops.add`."""
-        if self._taps is not None:
-            return convolve(self._take(), self._taps, bias, residual, num_groups, out)
         result, self._result = self._result, None
         assert result is not None
         return add(result, bias, residual, num_groups, out)
 
-    def _take(self) -> Tensor:
-        buffer, self._buffer = self._buffer, None
-        assert buffer is not None
-        return buffer
-
 
 class TimeConv:
-    """A causal 3x3x3 convolution with stride 1 in its two forms; `bias` is left to who uses them."""
+    """A causal 3x3x3 convolution with stride 1 in its forms; `bias` is left to who uses them."""
 
     def __init__(self, conv: CausalConv3d) -> None:
         weight = conv.weight.detach()
         self.conv = Conv(weight)
-        self.still = Conv(weight.double().sum(dim=2, keepdim=True).to(weight.dtype))
+        self._pairs: list[Tensor] = []
+        self.is_pairable = min(weight.shape[:2]) >= PAIRED_CHANNELS
         assert conv.bias is not None
         self.bias = conv.bias.detach()
+
+    def still(self) -> Conv:
+        """For a frame whose past is a copy of itself: all taps in time at once. Made when asked for, not kept."""
+        weight = self.conv.weight
+        return Conv(weight.double().sum(dim=2, keepdim=True).to(weight.dtype), num_out=self.conv.num_out)
+
+    def pairs(self) -> list[Tensor]:
+        """The taps of the four products of a pair of frames; made when first asked for, and kept."""
+        if not self._pairs:
+            self._pairs = pair_taps(self.conv.weight)
+        return self._pairs
 
     def open(self, frames: Tensor, stream: BufferStream) -> Tensor:
         """The input's buffer; its caller writes what is convolved, of the size of ``frames``, behind the history."""
@@ -154,32 +155,82 @@ class TimeConv:
         """To be called once the buffer is filled."""
         stream.seal(buffer, past=2, kept=2)
         if len(buffer) == 3 and stream.starts_clip:
-            return Sealed(self.still, buffer[2:])
+            return Sealed(self.still(), buffer[2:])
         return Sealed(self.conv, buffer)
 
+    def after_norm(
+        self, x: Tensor, bias: Tensor | None, stats: Tensor, norm: nn.GroupNorm, stream: BufferStream
+    ) -> Sealed | SealedPairs:
+        """What convolves ``silu(norm(x + bias))``; ``stats`` are the moments of ``x + bias``."""
+        if not self._takes_pairs(x, stream):
+            buffer = self.open(x, stream)
+            norm_silu(x, bias, stats, norm, buffer[2:])
+            return self.seal(buffer, stream)
+        history = stream.history(x, (2, *x.shape[1:]))
+        pairs = norm_silu_pairs(x, bias, stats, norm, history)
+        stream.keep(pairs.tail[-2:], is_part=len(pairs.tail) > 2)
+        return SealedPairs(self, pairs)
 
-class PictureConv:
-    """The causal 3x3x3 convolution of three colours that an encoder begins with."""
+    def _takes_pairs(self, x: Tensor, stream: BufferStream) -> bool:
+        count = num_pairs(len(x), starts_clip=stream.starts_clip)
+        elements = count * x.shape[1] * x.shape[2] * max(self.conv.num_in, self.conv.num_out)
+        return self.is_pairable and stream.memory.may_pair and count > 0 and elements <= MAX_ELEMENTS
 
-    def __init__(self, conv: CausalConv3d) -> None:
-        assert conv.bias is not None
-        self.weight, self.bias = conv.weight.detach(), conv.bias.detach()
-        self._wide = F.pad(self.weight, (0, 0, 0, 0, 0, 0, 0, PICTURE_CHANNELS - self.weight.shape[1]))
-        self._taps = Taps(self._wide)
 
-    def __call__(self, video: Tensor, stream: BufferStream, num_groups: int) -> tuple[Tensor, Tensor]:
-        """Video (1, 3, T, H, W) -> (T, H, W, C') and its moments."""
-        _, colours, frames, height, width = video.shape
-        if is_faster(self._wide, width):
-            buffer = stream.buffer(video, (frames, height, width, PICTURE_CHANNELS), past=2)
-            buffer[2:, ..., :colours] = video[0].permute(1, 2, 3, 0)
-            buffer[2:, ..., colours:] = 0
-            stream.seal(buffer, past=2, kept=2)
-            return convolve(buffer, self._taps, self.bias, None, num_groups)
-        buffer = stream.buffer(video, (frames, colours, height, width), past=2)
-        buffer[2:] = video[0].transpose(0, 1)
-        stream.seal(buffer, past=2, kept=2)
-        return picture_in(buffer, self.weight, self.bias, num_groups)
+class SealedPairs:
+    """Like `Sealed`, by minimal filtering in time (``pair_ops.py``): a third less arithmetic."""
+
+    def __init__(self, conv: TimeConv, pairs: Pairs) -> None:
+        self._conv, self._pairs = conv, pairs
+        self._products: list[Tensor] = []
+        self._ends: list[Tensor] = []
+
+    def convolve_with_moments(self, bias: Tensor, num_groups: int) -> tuple[Tensor, None, Tensor]:
+        """The result (T, H, W, C') with its bias, None for what is still to be added, and its moments."""
+        self.convolve_early()
+        out, stats = self._join(bias, None, num_groups, None)
+        return out, None, stats
+
+    def convolve_early(self) -> None:
+        """For `add_to`, before the memory for what that adds and gives is taken."""
+        factors, head, tail = self._pairs.factors, self._pairs.head, self._pairs.tail
+        for taps in self._conv.pairs():
+            self._products.append(_convolve_frames(factors.pop(0), taps))
+        self._ends = [] if head is None else [self._conv.still()(head)]
+        if len(tail) == 3:
+            self._ends.append(self._conv.conv(tail))
+
+    def add_to(
+        self, residual: Tensor, bias: Tensor, num_groups: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The result with bias and residual, and its moments; into `out` as for `fused_ops.add`."""
+        return self._join(bias, residual, num_groups, out)
+
+    def _join(
+        self, bias: Tensor, residual: Tensor | None, num_groups: int, out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        products, ends, num_before = self._products, self._ends, int(self._pairs.head is not None)
+        self._products, self._ends = [], []
+        stop = num_before + 2 * len(products[0])
+        middle, places = slice(num_before, stop), [slice(1)][:num_before] + [slice(stop, stop + 1)]
+        if out is None:
+            out = products[0].new_empty(2 * len(products[0]) + len(ends), *products[0].shape[1:])
+
+        def of(place: slice) -> Tensor | None:
+            return None if residual is None else residual[place]
+
+        stats = join_pairs(products, bias, of(middle), num_groups, out[middle])
+        others = [
+            add(end, bias, of(place), num_groups, out[place])[1] for end, place in zip(ends, places, strict=False)
+        ]
+        return out, torch.cat([*others[:num_before], stats, *others[num_before:]])
+
+
+def _convolve_frames(frames: Tensor, taps: Tensor) -> Tensor:
+    """A convolution over space alone of (P, H, W, C) with ``taps`` (C', C, 3, 3), padded with zeros: (P, H, W, C')."""
+    if frames.is_meta:
+        return frames.new_empty(*frames.shape[:3], len(taps))
+    return F.conv2d(frames.permute(0, 3, 1, 2), taps, None, padding=1).permute(0, 2, 3, 1).contiguous()
 
 
 class MergedConv:

@@ -16,12 +16,18 @@ from torch import Tensor
 class VAEMemory:
     """What the fast form for GPUs does to need less device memory; the other forms are small by themselves.
 
-    max_frames: the most frames in work at full size at a time, None for all of a slice.
+    max_frames: the most frames in work at full size at a time, None for all of a slice. With 1, memory counts for more
+    than time, and frames are not convolved in pairs either.
     states_on_host: histories live in host memory and are on the device only while their convolution runs.
     """
 
     max_frames: int | None = None
     states_on_host: bool = False
+
+    @property
+    def may_pair(self) -> bool:
+        """Whether frames may be convolved in pairs (``pair_ops.py``): faster, with twice the memory for them."""
+        return self.max_frames != 1
 
 
 def to_host(x: Tensor, reuse: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from inference.doctor.faults import found
 from inference.doctor.findings import Finding
 from inference.doctor.machine import ask_driver, expects_card
 from inference.without import APEX, FLASH_ATTN, KERNELS, switched_off
-from models import conv_ops, fused_ops, token_ops
+from models import fused_ops, token_ops
 from models.attention import OPTIONAL, Backend, admit, available_backends, probe
 
 _HEAD_DIM = 128
@@ -183,10 +183,6 @@ def _kernel_steps(on: torch.device) -> list[Callable[[], list[Tensor]]]:
         outside = fused_ops.picture_out(small(4, 6, 9, 32), small(3, 32, 3, 3, 3, seed=2), small(3, seed=3))
         return [inside, moments, outside]
 
-    def convolutions() -> list[Tensor]:
-        taps = conv_ops.Taps(small(128, 32, 3, 3, 3, seed=2))
-        return list(conv_ops.convolve(small(4, 3, 150, 32), taps, small(128, seed=3), small(2, 3, 150, 128, seed=4), 8))
-
     def scores() -> list[Tensor]:
         return [fused_ops.softmax(small(5, 70), 0.3, torch.float32)]
 
@@ -202,7 +198,7 @@ def _kernel_steps(on: torch.device) -> list[Callable[[], list[Tensor]]]:
         rows = torch.arange(15, device=on).flip(0)
         return list(token_ops.window_qkv([stream], rotation, rows, 3))
 
-    return [tokens, frames, unfold, pictures, convolutions, scores, queries]
+    return [tokens, frames, unfold, pictures, scores, queries]
 
 
 # --- optional packages ---

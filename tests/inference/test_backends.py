@@ -9,20 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from inference import backends
 from inference.backends import departures, settle_backends
 from inference.doctor.backends import check_apex, check_flash_attn
 from inference.doctor.examine import examine
 from inference.doctor.findings import Severity
-from models import conv_ops, fused_ops
+from models import fused_ops
 from models.attention import Backend, admit, choose_backend
 from tests.models.test_attention import _by_formula, _packed
 
@@ -62,7 +60,6 @@ def _fresh_choice() -> Iterator[None]:
     yield
     admit(Backend.FLASH_ATTN, is_admitted=False)
     fused_ops.use_kernels(True)
-    conv_ops.use_own(True)
     for name in [name for name in sys.modules if name.split(".")[0] in ("flash_attn", "apex")]:
         del sys.modules[name]
 
@@ -206,26 +203,3 @@ def test_kernels_that_fail_give_way_to_plain_pytorch(
         "the Triton kernels do not work here (RuntimeError: Failed to find C compiler. Please specify via CC "
         "environment variable.), so plain PyTorch does their work"
     )
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.2])
-def test_a_convolution_that_is_compiled_wrongly_gives_way_to_cudnn(
-    factor: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """No card is needed: the plain twin stands for the kernel, and a factor for what a compiler gets wrong."""
-    real = conv_ops.convolve
-
-    def convolve(x: Tensor, taps: conv_ops.Taps, *rest: Any) -> tuple[Tensor, Tensor]:
-        wrong = conv_ops.Taps(taps.weight * (factor if fused_ops.may_use_kernels() else 1))
-        return real(x, wrong, *rest)
-
-    monkeypatch.setattr(conv_ops, "uses_kernels", lambda x: False)
-    monkeypatch.setattr(conv_ops, "is_for", lambda like: True)
-    monkeypatch.setattr(conv_ops, "convolve", convolve)
-    settle_backends(CPU, torch.bfloat16, 128)
-
-    assert conv_ops.may_use_own() == (factor == 1)
-    assert departures() == ({} if factor == 1 else {"convolutions": "cuDNN"})
-    said = [record.getMessage() for record in caplog.records if "convolution" in record.getMessage()]
-    assert len(said) == (factor != 1)
-    assert all(line.startswith("the Triton convolution does not work here (a result differs by") for line in said)

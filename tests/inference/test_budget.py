@@ -67,16 +67,16 @@ def test_pieces_on_the_cpu_do_not_depend_on_the_picture_or_the_machine() -> None
 @pytest.mark.parametrize(
     ("model", "size", "gib", "expected"),
     [
-        ("3b", HD, 11.2, Budget(4, 1, 13, 1, **OFFLOADED)),
-        ("3b", HD, 22, Budget(8, 2, 25, 4, **PARKED)),
+        ("3b", HD, 11.1, Budget(4, 1, 17, 1, **OFFLOADED)),
+        ("3b", HD, 22, Budget(4, 1, 25, 4, **PARKED)),
         ("3b", HD, 32, Budget(8, 2, 25, 8)),
         ("3b", HD, 41, Budget(16, 4, 25, 8)),
         ("3b", HD, 80, Budget(16, 4, 25, 16)),
-        ("3b", FULL_HD, 32, Budget(4, 1, 25, 2, **PARKED)),
+        ("3b", FULL_HD, 32, Budget(4, 1, 25, 1, **PARKED)),
         ("3b", FULL_HD, 74, Budget(16, 4, 25, 8)),
         ("7b", FULL_HD, 41, Budget(4, 1, 25, 1, **PARKED)),
-        ("3b", UHD, 41, Budget(4, 1, 17, 2, **ON_HOST)),
-        ("7b", UHD, 41, Budget(4, 1, 9, 2, **ON_HOST)),
+        ("3b", UHD, 41, Budget(4, 1, 17, 1, **ON_HOST)),
+        ("7b", UHD, 41, Budget(4, 1, 9, 1, **ON_HOST)),
     ],
 )
 def test_a_card_gets_the_plan_that_costs_least(model: str, size: Size, gib: float, expected: Budget) -> None:

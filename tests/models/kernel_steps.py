@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import conv_ops, fp8_ops, fused_ops, token_ops
+from models import fp8_ops, fused_ops, pair_ops, token_ops
 from tests.models.vae_models import random_tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,17 +62,18 @@ def pictures() -> list[Tensor]:
     return [inside, moments, fused_ops.picture_out(small(5, 6, 9, 32), small(3, 32, 3, 3, 3, seed=2), small(3, seed=3))]
 
 
-def convolutions() -> list[Tensor]:
-    taps, still = (conv_ops.Taps(small(128, 64, kt, 3, 3, seed=2)) for kt in (3, 1))
-    x, bias, rest = small(4, 3, 150, 64), small(128, seed=3) + 40, small(2, 3, 150, 128, seed=4)
-    padded = torch.full((2, 4, 151, 128), 7.0, device=DEVICE)
-    results = [
-        *conv_ops.convolve(x, taps, bias, None, 8),
-        *conv_ops.convolve(x, taps, bias, rest, 8, padded[:, :3, :150]),
-        *conv_ops.convolve(x[3:], still, bias, None, 32),
-        *conv_ops.convolve(x[..., :16].contiguous(), conv_ops.Taps(small(128, 16, 3, 3, 3, seed=5)), bias, None, 32),
-    ]
-    return [*results, padded]
+def pairs_of_frames() -> list[Tensor]:
+    results = []
+    for frames, history in ((5, None), (4, None), (4, small(2, 7, 9, 32, seed=4)), (5, small(2, 7, 9, 32, seed=4))):
+        x, bias = small(frames, 7, 9, 32) + 40, small(32, seed=2)
+        for shift in (None, bias):
+            pairs = pair_ops.norm_silu_pairs(x, shift, fused_ops.moments(x, shift, 8), norm_of(32), history)
+            results += [*pairs.factors, pairs.tail, *([] if pairs.head is None else [pairs.head])]
+    products = [small(3, 7, 9, 32, seed=seed) + 40 for seed in (5, 6, 7, 8)]
+    buffer = torch.full((6, 8, 10, 32), 7.0, device=DEVICE)
+    for residual in (None, small(6, 7, 9, 32, seed=3)):
+        results += [pair_ops.join_pairs(products, small(32, seed=2), residual, 8, buffer[:, :7, :9]), buffer.clone()]
+    return results
 
 
 def softmax() -> list[Tensor]:
@@ -116,7 +117,7 @@ STEPS: list[Callable[[], list[Tensor]]] = [
     norm_and_silu,
     unfold,
     pictures,
-    convolutions,
+    pairs_of_frames,
     softmax,
     tokens,
     queries_of_two_streams,
@@ -144,10 +145,10 @@ def main() -> None:
     """Print the largest difference of each step, relative to its largest value, as JSON."""
     with fused_ops.plain_pytorch():
         plain = {step.__name__: step() for step in STEPS}
-    for ops in (conv_ops, fused_ops, token_ops):
-        ops.uses_kernels = lambda x: True  # type: ignore[assignment]
+    fused_ops.uses_kernels = token_ops.uses_kernels = lambda x: True  # type: ignore[assignment]
     fused_ops._TILE, fused_ops._LOOP, fused_ops._COMBINED = 512, 2, 4  # small tensors have several tiles and blocks
     fused_ops._PICTURE_TILE, fused_ops._SOFTMAX_BLOCK = 16, 32
+    pair_ops._TILE, pair_ops._LOOP = 512, 2
     if os.environ.get("TRITON_INTERPRET") == "1":
         round_to_8_bits_as_cards_do()
     found = {}

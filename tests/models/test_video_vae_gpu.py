@@ -53,17 +53,28 @@ def test_decode_equals_the_plain_form_in_every_slice(
     torch.testing.assert_close(torch.cat(parts, dim=2), plain, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("max_frames", [None, 1])
-def test_convolutions_that_add_and_take_moments_themselves_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, max_frames: int | None
+@pytest.mark.parametrize("config", [GROUPED, ONE_GROUP])
+@pytest.mark.parametrize("states_on_host", [False, True])
+@pytest.mark.parametrize("max_frames", [None, 1, 2, 3])
+@pytest.mark.parametrize("lengths", [[1], [2], [4], [1, 1, 1, 1], [2, 1, 1], [1, 3], [1, 2, 2], [3, 2]])
+def test_pairs_of_frames_by_minimal_filtering_equal_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: list[int],
+    max_frames: int | None,
+    states_on_host: bool,
+    config: VAEConfig,
 ) -> None:
-    vae = make_vae()
-    video, latent = random_tensor(1, 3, 9, 32, 48), random_tensor(1, 4, 3, 4, 6)
-    monkeypatch.setattr(gpu_conv, "is_faster", lambda weight, width: True)
-    fast, encoding, decoding, made = make_fast(vae), None, None, ([], [])
-    for part, piece in zip(video.split([5, 4], dim=2), latent.split([2, 1], dim=2), strict=True):
-        moments, encoding = fast.encode(part, encoding, None, VAEMemory(max_frames))
-        pictures, decoding = fast.decode(piece, decoding, None, VAEMemory(max_frames))
+    monkeypatch.setattr(gpu_conv, "PAIRED_CHANNELS", 1)
+    vae, way = make_vae(config), VAEMemory(max_frames, states_on_host)
+    fast, encoding, decoding, made = make_fast(vae), None, None, ([], [])  # type: ignore[var-annotated]
+    video, latent = (
+        random_tensor(1, 3, 4 * sum(lengths) - 3, 32, 48),
+        random_tensor(1, config.latent_channels, sum(lengths), 4, 6),
+    )
+    frames = [4 * lengths[0] - 3, *(4 * length for length in lengths[1:])]
+    for part, piece in zip(video.split(frames, dim=2), latent.split(lengths, dim=2), strict=True):
+        moments, encoding = fast.encode(part, encoding, None, way)
+        pictures, decoding = fast.decode(piece, decoding, None, way)
         made[0].append(moments)
         made[1].append(pictures)
 
