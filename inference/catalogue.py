@@ -173,7 +173,7 @@ SEEDVR2_3B = ModelEntry(
     latent_scale=RELEASED_LATENT_SCALE,
     default_fidelity=0.0,
     min_cuda_bytes=11 * 10**9,  # a "12 GB" card reports 11.7 to 12.6e9
-    min_cuda_bytes_fp8=int(7.5e9),
+    min_cuda_bytes_fp8=7 * 10**9,
 )
 
 SEEDVR2_7B = ModelEntry(
