@@ -308,7 +308,7 @@ def split_shots(
         yield from following
         following.clear()
         for frame in source:
-            if detector is not None and detector.push(frame.pixels):
+            if detector is not None and detector.push(frame.thumbnail):
                 following.append(frame)
                 if on_cut is not None:
                     on_cut()
@@ -319,7 +319,7 @@ def split_shots(
         yield shot()
     elif (first := next(source, None)) is not None:
         if detector is not None:
-            detector.push(first.pixels)
+            detector.push(first.thumbnail)
         following.append(first)
     while following:
         yield shot()

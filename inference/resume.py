@@ -12,10 +12,11 @@ import hashlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ class TakenFrames:
     def __init__(self, latest: Sequence[Frame] = (), num_held: int = 0) -> None:
         """`latest`: frames that were taken already, of which the last `num_held` are held."""
         self._held: deque[Fraction] = deque(frame.pts for frame in latest[len(latest) - num_held :])
-        self._fingerprints: deque[bytes] = deque(map(_fingerprint, latest))
+        self._fingerprints: deque[bytes] = deque(frame.fingerprint for frame in latest)
 
     def follow(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         """The pictures of `frames`, each of which is taken."""
         for frame in frames:
             self._held.append(frame.pts)
-            self._fingerprints.append(_fingerprint(frame))
+            self._fingerprints.append(frame.fingerprint)
             yield frame.pixels
 
     def pop(self) -> Fraction:
@@ -113,6 +114,8 @@ def go_on(
 ) -> Start:
     """Where the units in `store` end; units that cannot be gone on from are given up. The caller closes the reader."""
     fresh = ShotDetector() if detect_shots else None
+    # In the reader's thread, so that the one that drives the card only has to compare.
+    look = attrgetter("fingerprint", "thumbnail") if detect_shots else attrgetter("fingerprint")
     while (bookmark := store.bookmark) is not None:
         unit = store.units[-1]
         try:
@@ -122,7 +125,7 @@ def go_on(
             store.step_back()
             continue
         num_held = 0 if state is None else state.taken - state.given
-        opened = _read_again(source, info, unit.stop + num_held, bookmark, check)
+        opened = _read_again(source, info, unit.stop + num_held, bookmark, check, look)
         if opened is None:
             log.warning("%s gives other frames than before, so the job starts anew", source.name)
             store.clear()
@@ -131,7 +134,7 @@ def go_on(
         log.info("%s: going on after %d units, at frame %d", source.name, len(store.units), unit.stop)
         if state is None:
             return Start(reader=reader, detector=fresh, shot=unit.shot + 1, first_frame=unit.stop)
-        known = None if fresh is None or state.has_ended else ShotDetector(frames[-1].pixels, bookmark.recent)
+        known = None if fresh is None or state.has_ended else ShotDetector(frames[-1].thumbnail, bookmark.recent)
         return Start(
             reader=reader,
             detector=known or fresh,
@@ -141,7 +144,7 @@ def go_on(
             latest=[frame.pixels for frame in frames],
             taken=TakenFrames(frames, num_held),
         )
-    return Start(reader=FrameReader(source, info, check=check), detector=fresh)
+    return Start(reader=FrameReader(source, info, check=check, look=look), detector=fresh)
 
 
 def keep_unit(
@@ -184,28 +187,22 @@ def _save(state: ShotState, path: Path) -> None:
 
 
 def _read_again(
-    source: Path, info: MediaInfo, stop: int, bookmark: Bookmark, check: Check
+    source: Path, info: MediaInfo, stop: int, bookmark: Bookmark, check: Check, look: Callable[[Frame], object]
 ) -> tuple[FrameReader, list[Frame]] | None:
     """A reader whose next frame is number `stop`, and the frames before it that the bookmark names; None if the source
     gives others."""
     start = stop - bookmark.num_frames
     for may_seek in (True, False):
-        reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check)
+        reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check, look=look)
         try:
             frames = list(islice(reader, bookmark.num_frames))
-            if frames and _join(map(_fingerprint, frames)) == bookmark.fingerprint:
+            if frames and _join(frame.fingerprint for frame in frames) == bookmark.fingerprint:
                 return reader, frames
         except BaseException:
             reader.close()
             raise
         reader.close()
     return None
-
-
-def _fingerprint(frame: Frame) -> bytes:
-    digest = hashlib.sha256(f"{frame.pts} {frame.pixels.shape}".encode())
-    digest.update(np.ascontiguousarray(frame.pixels).data)
-    return digest.digest()
 
 
 def _join(fingerprints: Iterable[bytes]) -> str:
