@@ -36,7 +36,7 @@ from inference.settings import RestoreSettings, to_dict
 from inference.shot import ShotStream
 from inference.shot_state import ShotState, StateFileError, load_state, save_state
 from inference.sizes import Size
-from inference.units import Bookmark, Check, Unit, UnitStore, identify_source
+from inference.units import Bookmark, Check, UnitStore, identify_source
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,9 @@ class TakenFrames:
             self._fingerprints.append(frame.fingerprint)
             yield frame.pixels
 
-    def pop(self) -> Fraction:
-        """The time of the next frame to be written, which is no longer held."""
-        return self._held.popleft()
+    def give(self, count: int) -> list[Fraction]:
+        """The times of the next frames to be written, which are no longer held."""
+        return [self._held.popleft() for _ in range(count)]
 
     def to_read_again(self, num_warm_up: int) -> tuple[int, str]:
         """How many of the latest frames who goes on has to have, at least one, and the fingerprint of them all."""
@@ -147,33 +147,27 @@ def go_on(
     return Start(reader=FrameReader(source, info, check=check, look=look), detector=fresh)
 
 
-def keep_unit(
-    store: UnitStore,
-    shot: int,
-    num_frames: int,
-    stream: ShotStream,
-    taken: TakenFrames,
-    detector: ShotDetector | None,
-    *,
-    is_kept: bool,
-) -> Unit:
-    """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
+def write_bookmark(
+    path: Path, stream: ShotStream, taken: TakenFrames, detector: ShotDetector | None, *, is_kept: bool
+) -> Bookmark:
+    """Write down what the rest of the shot needs as it stands now: its state in `path`, and what is returned.
 
     Unless `is_kept`, nothing is written that only a later process needs; after a shot this process may go on, too.
     """
     state = stream.state
     if not is_kept and not state.is_over:
-        return store.add(shot, num_frames, Bookmark(ends_shot=False, num_frames=0, fingerprint=""))
+        return Bookmark(ends_shot=False, num_frames=0, fingerprint="")
+    with writing(path):
+        path.unlink(missing_ok=True)  # of a unit that this process gave up
     if not state.is_over:
-        _save(state, store.next_state)
+        _save(state, path)
     count, fingerprint = taken.to_read_again(stream.num_warm_up)
-    bookmark = Bookmark(
+    return Bookmark(
         ends_shot=state.is_over,
         num_frames=count,
         fingerprint=fingerprint,
         recent=() if detector is None else detector.recent,
     )
-    return store.add(shot, num_frames, bookmark)
 
 
 def _save(state: ShotState, path: Path) -> None:

@@ -1,12 +1,13 @@
 """Owns the work folder of a job: its finished units, on disk as they come. Neither torch nor PyAV.
 
     plan.json       what the units are made from and how; a folder of another job is started anew
-    000003.nut      a segment: the frames of one unit, encoded
     000003.state    what the rest of the shot depends on (`inference.shot_state`); the latest two are kept
+    000003.nut      a segment: the frames of one unit, encoded
     000003.json     the record of the unit, written last: a unit is finished when it has one
 
 Every file is complete or not there (`inference.durable`), so a process may die at any moment: what it was writing is
-removed and done again. Units follow each other without gaps, in the order of their numbers.
+removed and done again. Units follow each other without gaps, in the order of their numbers. The segment of the next
+unit may be begun before the record of one is there (`inference.pending`), no other file of it.
 
 Who works in the folder holds a lock, the file `NAME.lock` beside it. It is not inside, so that it still keeps an older
 process out when the folder was removed and made anew; the system frees it when its process ends, in whatever way.
@@ -215,14 +216,13 @@ class UnitStore:
         """How to go on after the last unit; None at the start of the video."""
         return self._records[-1].bookmark if self._records else None
 
-    @property
-    def next_segment(self) -> Path:
-        """Where the segment of the next unit is written."""
-        return self._path(len(self._records), _SEGMENT)
+    def next_segment(self, after: int = 0) -> Path:
+        """Where the segment of the next unit is written, or, while `after` units are pending, of that after them."""
+        return self._path(len(self._records) + after, _SEGMENT)
 
     @property
     def next_state(self) -> Path:
-        """Where the state after the next unit is written, once its segment is there."""
+        """Where the state after the next unit is written."""
         return self._path(len(self._records), _STATE)
 
     @property
@@ -236,7 +236,7 @@ class UnitStore:
 
         What `bookmark` says of the state is filled in here.
         """
-        number, path, state = len(self._records), self.next_segment, self.next_state
+        number, path, state = len(self._records), self.next_segment(), self.next_state
         with self._disk_errors():
             unit = Unit(
                 number=number,
