@@ -152,6 +152,8 @@ def write_bookmark(
 ) -> Bookmark:
     """Write down what the rest of the shot needs as it stands now: its state in `path`, and what is returned.
 
+    The file is as quick as memory; `UnitStore.add` makes it durable.
+
     Unless `is_kept`, nothing is written that only a later process needs; after a shot this process may go on, too.
     """
     state = stream.state

@@ -81,8 +81,8 @@ class SegmentWriter:
     errors are raised as MediaError by the next `write` or by `close`. Leaving the `with` block by an exception removes
     the unfinished file.
 
-    `close` waits for the encoder, which still holds some forty frames. Who has other work calls `end` before, which
-    does not wait, and `close` once `has_ended`.
+    `close` waits for the encoder, which still holds some forty frames, so another thread may call it. `abort` ends that
+    wait with a MediaError.
     """
 
     def __init__(self, path: Path | str, parameters: EncodeParameters) -> None:
@@ -96,7 +96,7 @@ class SegmentWriter:
         self._room = threading.Semaphore(num_waiting_frames(parameters.size, _QUEUE_BYTES))
         self._abort = threading.Event()
         self._error: BaseException | None = None
-        self._is_ended = self._is_closed = False
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=f"encode {self.path.name}", daemon=True)
         self._thread.start()
 
@@ -116,39 +116,29 @@ class SegmentWriter:
         size = self._parameters.size
         if pixels.shape != (size.height, size.width, 3) or pixels.dtype != np.uint8:
             raise ValueError(f"expected uint8 frames of {size}, got {pixels.dtype} {pixels.shape}")
-        if self._is_ended or self._is_closed:
-            raise ValueError("the segment has ended")
+        if self._is_closed:
+            raise ValueError("the segment is closed")
         while not self._room.acquire(timeout=_POLL_S):
             self._raise_error()
         self._raise_error()
         self._queue.put((pixels, pts))
         self.num_frames += 1
 
-    def end(self) -> None:
-        """Tell that no frame follows. The file gets its name in the background; `close` tells whether it could."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._queue.put(None)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether `close` would not wait: everything was written after `end`, or nothing more can be."""
-        return not self._thread.is_alive()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait at most so long until `has_ended`, and return that."""
-        self._thread.join(seconds)
-        return self.has_ended
-
     def close(self) -> None:
         """Finish the file and give it its name. Raises MediaError when it has no frames or could not be written."""
         if self._is_closed:
+            self._raise_error()
             return
         try:
-            self.end()
-            if not self.wait(_CLOSE_TIMEOUT_S):
+            self._queue.put(None)
+            self._thread.join(_CLOSE_TIMEOUT_S)
+            if self._thread.is_alive():
                 raise MediaError(f"Writing '{self.path.name}' does not end; check the disk and start the job again.")
             self._raise_error()
+            if self.num_frames == 0:
+                raise MediaError(f"'{self.path.name}' got no frames; check that the source has any.")
+            with writing(self.path):
+                publish(self._part, self.path)
         except BaseException:
             self.abort()
             raise
@@ -159,6 +149,7 @@ class SegmentWriter:
         if self._is_closed:
             return
         self._is_closed = True
+        self._error = self._error or MediaError(f"Writing '{self.path.name}' was given up; start the job again.")
         self._abort.set()
         self._queue.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
@@ -169,25 +160,19 @@ class SegmentWriter:
             raise self._error
 
     def _frames(self) -> Iterator[tuple[NDArray[np.uint8], Fraction]]:
-        """The frames as they come, until the end."""
-        while (item := self._queue.get()) is not None:
+        """The frames as they come, until the end or `abort`."""
+        while (item := self._queue.get()) is not None and not self._abort.is_set():
             self._room.release()
             yield item
 
     def _run(self) -> None:
         try:
             options = {"avoid_negative_ts": "disabled"}  # else a segment that starts at 0 is moved by its dts
-            with writing(self.path):
-                with av.open(self._part, "w", format="nut", container_options=options) as container:
-                    for packet in encode_frames(container, self._parameters, self._frames()):
-                        if self._abort.is_set():
-                            return
-                        container.mux(packet)
-                if self._abort.is_set():
-                    return
-                if self.num_frames == 0:
-                    raise MediaError(f"'{self.path.name}' got no frames; check that the source has any.")
-                publish(self._part, self.path)
+            with writing(self.path), av.open(self._part, "w", format="nut", container_options=options) as container:
+                for packet in encode_frames(container, self._parameters, self._frames()):
+                    if self._abort.is_set():
+                        break  # without what the encoder still holds
+                    container.mux(packet)
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, which raises it
             self._error = error
 

@@ -68,7 +68,7 @@ def arrange_death(wish: dict[str, Any]) -> None:
     save = resume.save_state
 
     def save_some(state: ShotState, path: Path) -> None:
-        if path.name not in wish.get("skip", ()):
+        if path.name.removesuffix(".part") not in wish.get("skip", ()):
             save(state, path)
 
     resume.save_state = save_some
