@@ -134,11 +134,12 @@ def test_a_stop_does_not_wait_for_an_encoder_that_hangs(
 ) -> None:
     """Nothing but giving the segment up lets it go."""
     is_pending, frames = threading.Event(), SegmentWriter._frames
+    let_go: list[bool] = []
 
     def slow_frames(segment: SegmentWriter) -> Iterator[Any]:
         for item in frames(segment):
             if segment.path.name == "000001.nut":
-                assert segment._abort.wait(60)
+                let_go.append(segment._abort.wait(30))
             yield item
 
     class Stop(Tracker):
@@ -159,6 +160,8 @@ def test_a_stop_does_not_wait_for_an_encoder_that_hangs(
         with pytest.raises(CancelledError):
             restore(work, Stop(Meter(torch.device("cpu"))))
 
+    assert let_go
+    assert all(let_go)
     assert [unit.first_frame for unit in finished_units(work)] == STARTS[:1]
     assert not any(thread.name.startswith(("encode", "finish")) for thread in threading.enumerate())
     restore(work)
@@ -211,21 +214,30 @@ def test_what_goes_wrong_with_the_pending_unit_does_not_hide_why_the_job_stops(
 def test_at_most_one_unit_is_pending_and_progress_tells_of_finished_ones_only(
     restore: Restore, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_work: set[str] = set()
+    """Each unit is pending until somebody waits for it."""
+    at_work: dict[str, threading.Event] = {}
     most, told = 0, []
-    run_it = PendingUnit._run
+    run_it, wait = PendingUnit._run, PendingUnit.wait
 
-    def run_and_count(unit: PendingUnit) -> None:
+    def run_when_waited_for(unit: PendingUnit) -> None:
         nonlocal most
-        at_work.add(unit._segment.path.name)
+        is_waited_for = at_work.setdefault(unit._segment.path.name, threading.Event())
         most = max(most, len(at_work))
+        assert is_waited_for.wait(60)
         run_it(unit)
-        at_work.remove(unit._segment.path.name)
+        del at_work[unit._segment.path.name]
+
+    def wait_and_let_go(unit: PendingUnit, seconds: float | None = None) -> bool:
+        if seconds != 0:
+            for is_waited_for in list(at_work.values()):
+                is_waited_for.set()
+        return wait(unit, seconds)
 
     def report(progress: Progress) -> None:
         told.append((progress.units, len(finished_units(work))))
 
-    monkeypatch.setattr(PendingUnit, "_run", run_and_count)
+    monkeypatch.setattr(PendingUnit, "_run", run_when_waited_for)
+    monkeypatch.setattr(PendingUnit, "wait", wait_and_let_go)
 
     restore(work, Tracker(Meter(torch.device("cpu")), report))
 
