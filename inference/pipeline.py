@@ -107,10 +107,10 @@ def run(
 
 
 def unit_frames(fps: Fraction, device_type: str) -> int:
-    """The most frames of a unit, which is what a crash costs and what can be watched early.
+    """The most frames of a unit. A crash costs one or two units; finished ones can be watched early.
 
     A whole number of the encoder's groups of two seconds, so that no key frame is wasted: one on a CPU, where it takes
-    long enough; five on CUDA, where the device waits for the encoder after each unit.
+    long enough; five on CUDA, where a state of up to gigabytes goes to the disk after each unit.
     """
     return max(_LEAST_UNIT_FRAMES, round(_UNIT_SECONDS.get(device_type, 10) * fps))
 
