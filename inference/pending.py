@@ -34,7 +34,7 @@ _STOP_S = 1.0
 
 
 class PendingUnit:
-    """A unit of which all frames were handed over. Nothing else may use `store` before `wait` says True."""
+    """A unit of which all frames were handed over. Nothing else may change `store` before `wait` says True."""
 
     def __init__(self, store: UnitStore, segment: SegmentWriter, shot: int, bookmark: Bookmark) -> None:
         self._store, self._segment, self._shot, self._bookmark = store, segment, shot, bookmark
