@@ -331,11 +331,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.job_seconds:
         job = measure_job(arguments.model, dit, vae, text, height, arguments.job_seconds, arguments.clip)
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in job.seconds.items())
+        waits = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in job.waits.items())
         body += (
             f"\n\nWhole job, file to file: {job.clip} to {job.size[0]}x{job.size[1]}, {job.num_frames} frames:"
-            f" {job.frames_per_second:.2f} frames/s, {100 * job.share:.0f} % of what its networks reach alone ({parts})"
+            f" {job.frames_per_second:.2f} frames/s, {100 * job.share:.0f} % of what its networks reach alone"
+            f" ({parts}). The card waited for: {waits}."
         )
-        result["job"] = {**asdict(job), "frames_per_second": job.frames_per_second, "share": job.share}
+        result["job"] = {
+            **asdict(job), "frames_per_second": job.frames_per_second, "share": job.share, "waits": job.waits
+        }  # fmt: skip
     if accuracies:
         header = ["stage", "TxHxW", "plain", "fast", "ratio"] + (["fp8"] if arguments.fp8 else [])
         rows = [[*a.to_row(), f"{a.fp8:.2e}"] if arguments.fp8 else a.to_row() for a in accuracies]

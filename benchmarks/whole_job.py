@@ -27,6 +27,10 @@ from models.video_vae import VideoVAE
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 NETWORK_PARTS = ("encode", "denoise", "decode")
+WAITING_PARTS = {"reading": ("read",), "writing": ("hand over", "take down", "write")}
+"""Parts of a job in which the thread that drives the card waits for files: for frames of the source; for the encoder,
+the state that goes to the disk with each unit, and the last unit and the joining of all at the end."""
+
 QUIET = 0.01
 """Random weights give noise; this much of it leaves a picture that an encoder meets in practice."""
 
@@ -50,11 +54,21 @@ class JobFigures:
         """What the job reaches of the throughput that the networks alone have in it."""
         return sum(self.seconds[part] for part in NETWORK_PARTS) / self.seconds["total"]
 
+    @property
+    def waits(self) -> dict[str, float]:
+        """Seconds in which the card gets no work: for `reading`, `writing`, and `other`, of no part."""
+        waits = {kind: sum(self.seconds.get(part, 0.0) for part in parts) for kind, parts in WAITING_PARTS.items()}
+        measured = sum(seconds for part, seconds in self.seconds.items() if part != "total")
+        return {**waits, "other": self.seconds["total"] - measured}
+
 
 def measure_job(
     model: str, dit: DiT, vae: VideoVAE, text: torch.Tensor, short_side: int, seconds: float, clip: Path | None
 ) -> JobFigures:
-    """Restore `seconds` of a real clip of half the size to `short_side`, twice; figures of the second time."""
+    """Restore `seconds` of a real clip of half the size to `short_side`, twice; figures of the second time.
+
+    With a work folder, as jobs of the app have one, so that what going on after a crash costs is in it.
+    """
     entry = find_model(model)
     models = Models(dit, vae, text, entry.latent_scale, entry)
     source = clip or (find_clips(GROUND_TRUTH) if GROUND_TRUTH.is_dir() else find_clips(SAMPLES))[-1]
@@ -67,7 +81,7 @@ def measure_job(
             meter = Meter(next(vae.parameters()).device)
             job = prepare(small, Path(folder) / name, RestoreSettings(resolution=short_side))
             start = time.perf_counter()
-            result = run(job, models, Tracker(meter))
+            result = run(job, models, Tracker(meter), Path(folder) / "work")
             total = time.perf_counter() - start
     return JobFigures(
         clip=source.name,

@@ -227,7 +227,7 @@ def count_shots(source: Path) -> dict[str, Any]:
     os.nice(_NICE)
     detector = ShotDetector()
     with FrameReader(source, probe(source)) as reader:
-        return {"num_shots": sum(detector.push(frame.pixels) for frame in reader)}
+        return {"num_shots": sum(detector.push(frame.thumbnail) for frame in reader)}
 
 
 def _fit(width: int, height: int, limit: tuple[int, int]) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,10 +35,11 @@ from inference.media.mux import mux
 from inference.media.probe import probe
 from inference.media.shots import ShotDetector
 from inference.media.target import check_target
-from inference.media.writer import EncodeParameters, SegmentWriter
+from inference.media.writer import EncodeParameters
 from inference.offload import offloaded
+from inference.pending import UnitWriter
 from inference.progress import Stage
-from inference.resume import Start, TakenFrames, go_on, identify_job, keep_unit
+from inference.resume import Start, TakenFrames, go_on, identify_job
 from inference.settings import RestoreSettings
 from inference.shot import ShotPlan, ShotStream, restore_shot
 from inference.shot_state import ShotState
@@ -107,10 +107,10 @@ def run(
 
 
 def unit_frames(fps: Fraction, device_type: str) -> int:
-    """The most frames of a unit, which is what a crash costs and what can be watched early.
+    """The most frames of a unit. A crash costs one or two units; finished ones can be watched early.
 
     A whole number of the encoder's groups of two seconds, so that no key frame is wasted: one on a CPU, where it takes
-    long enough; five on CUDA, where the device waits for the encoder after each unit.
+    long enough; five on CUDA, where a state of up to gigabytes goes to the disk after each unit.
     """
     return max(_LEAST_UNIT_FRAMES, round(_UNIT_SECONDS.get(device_type, 10) * fps))
 
@@ -250,27 +250,19 @@ class _Video:
         """All units from `start` on: shot after shot, and unit after unit of each."""
         self._count_earlier_work(start)
         first_frame, state, taken = start.first_frame, start.state, start.taken
-        for shot, frames in enumerate(_shots_from(start, self._tracker.find_shot), start.shot):
-            self._tracker.begin_shot(shot)
-            stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, start.latest)
-            start.latest.clear()
-            slices = stream.slices(taken.follow(frames))
-            for pictures in slices:
-                num_frames = self._write_segment(chain([pictures], slices), taken)
-                keep_unit(self._store, shot, num_frames, stream, taken, start.detector, is_kept=self._is_kept)
-                self._tracker.finish_unit()
-            first_frame += stream.state.taken
-            state, taken = None, TakenFrames()
-
-    def _write_segment(self, slices: Iterable[Pixels], taken: TakenFrames) -> int:
-        """Encode the next unit and return its number of frames; slices that would make it too long are left."""
-        with SegmentWriter(self._store.next_segment, self._parameters) as writer:
-            for pictures in slices:
-                for picture in pictures:
-                    writer.write(picture, taken.pop())
-                if writer.num_frames + self._plan.slice_frames > self._frames_per_unit:
-                    break
-        return writer.num_frames
+        with UnitWriter(self._store, self._parameters, self._tracker, is_kept=self._is_kept) as units:
+            for shot, frames in enumerate(_shots_from(start, self._tracker.find_shot), start.shot):
+                self._tracker.begin_shot(shot)
+                stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, start.latest)
+                start.latest.clear()
+                for pictures in stream.slices(taken.follow(frames)):
+                    units.write(pictures, taken.give(len(pictures)))
+                    if units.num_frames + self._plan.slice_frames > self._frames_per_unit:
+                        units.end(shot, stream, taken, start.detector)
+                if units.num_frames:
+                    units.end(shot, stream, taken, start.detector)
+                first_frame += stream.state.taken
+                state, taken = None, TakenFrames()
 
     def _count_earlier_work(self, start: Start) -> None:
         state = start.state or ShotState()
@@ -309,7 +301,7 @@ def split_shots(
         yield from following
         following.clear()
         for frame in source:
-            if detector is not None and detector.push(frame.pixels):
+            if detector is not None and detector.push(frame.thumbnail):
                 following.append(frame)
                 if on_cut is not None:
                     on_cut()
@@ -320,7 +312,7 @@ def split_shots(
         yield shot()
     elif (first := next(source, None)) is not None:
         if detector is not None:
-            detector.push(first.pixels)
+            detector.push(first.thumbnail)
         following.append(first)
     while following:
         yield shot()

@@ -12,10 +12,11 @@ import hashlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from inference.settings import RestoreSettings, to_dict
 from inference.shot import ShotStream
 from inference.shot_state import ShotState, StateFileError, load_state, save_state
 from inference.sizes import Size
-from inference.units import Bookmark, Check, Unit, UnitStore, identify_source
+from inference.units import Bookmark, Check, UnitStore, identify_source
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +69,18 @@ class TakenFrames:
     def __init__(self, latest: Sequence[Frame] = (), num_held: int = 0) -> None:
         """`latest`: frames that were taken already, of which the last `num_held` are held."""
         self._held: deque[Fraction] = deque(frame.pts for frame in latest[len(latest) - num_held :])
-        self._fingerprints: deque[bytes] = deque(map(_fingerprint, latest))
+        self._fingerprints: deque[bytes] = deque(frame.fingerprint for frame in latest)
 
     def follow(self, frames: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         """The pictures of `frames`, each of which is taken."""
         for frame in frames:
             self._held.append(frame.pts)
-            self._fingerprints.append(_fingerprint(frame))
+            self._fingerprints.append(frame.fingerprint)
             yield frame.pixels
 
-    def pop(self) -> Fraction:
-        """The time of the next frame to be written, which is no longer held."""
-        return self._held.popleft()
+    def give(self, count: int) -> list[Fraction]:
+        """The times of the next frames to be written, which are no longer held."""
+        return [self._held.popleft() for _ in range(count)]
 
     def to_read_again(self, num_warm_up: int) -> tuple[int, str]:
         """How many of the latest frames who goes on has to have, at least one, and the fingerprint of them all."""
@@ -113,6 +114,8 @@ def go_on(
 ) -> Start:
     """Where the units in `store` end; units that cannot be gone on from are given up. The caller closes the reader."""
     fresh = ShotDetector() if detect_shots else None
+    # In the reader's thread, so that the one that drives the card only has to compare.
+    look = attrgetter("fingerprint", "thumbnail") if detect_shots else attrgetter("fingerprint")
     while (bookmark := store.bookmark) is not None:
         unit = store.units[-1]
         try:
@@ -122,7 +125,7 @@ def go_on(
             store.step_back()
             continue
         num_held = 0 if state is None else state.taken - state.given
-        opened = _read_again(source, info, unit.stop + num_held, bookmark, check)
+        opened = _read_again(source, info, unit.stop + num_held, bookmark, check, look)
         if opened is None:
             log.warning("%s gives other frames than before, so the job starts anew", source.name)
             store.clear()
@@ -131,7 +134,7 @@ def go_on(
         log.info("%s: going on after %d units, at frame %d", source.name, len(store.units), unit.stop)
         if state is None:
             return Start(reader=reader, detector=fresh, shot=unit.shot + 1, first_frame=unit.stop)
-        known = None if fresh is None or state.has_ended else ShotDetector(frames[-1].pixels, bookmark.recent)
+        known = None if fresh is None or state.has_ended else ShotDetector(frames[-1].thumbnail, bookmark.recent)
         return Start(
             reader=reader,
             detector=known or fresh,
@@ -141,36 +144,32 @@ def go_on(
             latest=[frame.pixels for frame in frames],
             taken=TakenFrames(frames, num_held),
         )
-    return Start(reader=FrameReader(source, info, check=check), detector=fresh)
+    return Start(reader=FrameReader(source, info, check=check, look=look), detector=fresh)
 
 
-def keep_unit(
-    store: UnitStore,
-    shot: int,
-    num_frames: int,
-    stream: ShotStream,
-    taken: TakenFrames,
-    detector: ShotDetector | None,
-    *,
-    is_kept: bool,
-) -> Unit:
-    """Write down that the segment of the next unit is finished, after the state that the rest of its shot needs.
+def write_bookmark(
+    path: Path, stream: ShotStream, taken: TakenFrames, detector: ShotDetector | None, *, is_kept: bool
+) -> Bookmark:
+    """Write down what the rest of the shot needs as it stands now: its state in `path`, and what is returned.
+
+    The file is as quick as memory; `UnitStore.add` makes it durable.
 
     Unless `is_kept`, nothing is written that only a later process needs; after a shot this process may go on, too.
     """
     state = stream.state
     if not is_kept and not state.is_over:
-        return store.add(shot, num_frames, Bookmark(ends_shot=False, num_frames=0, fingerprint=""))
+        return Bookmark(ends_shot=False, num_frames=0, fingerprint="")
+    with writing(path):
+        path.unlink(missing_ok=True)  # of a unit that this process gave up
     if not state.is_over:
-        _save(state, store.next_state)
+        _save(state, path)
     count, fingerprint = taken.to_read_again(stream.num_warm_up)
-    bookmark = Bookmark(
+    return Bookmark(
         ends_shot=state.is_over,
         num_frames=count,
         fingerprint=fingerprint,
         recent=() if detector is None else detector.recent,
     )
-    return store.add(shot, num_frames, bookmark)
 
 
 def _save(state: ShotState, path: Path) -> None:
@@ -184,28 +183,22 @@ def _save(state: ShotState, path: Path) -> None:
 
 
 def _read_again(
-    source: Path, info: MediaInfo, stop: int, bookmark: Bookmark, check: Check
+    source: Path, info: MediaInfo, stop: int, bookmark: Bookmark, check: Check, look: Callable[[Frame], object]
 ) -> tuple[FrameReader, list[Frame]] | None:
     """A reader whose next frame is number `stop`, and the frames before it that the bookmark names; None if the source
     gives others."""
     start = stop - bookmark.num_frames
     for may_seek in (True, False):
-        reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check)
+        reader = FrameReader(source, info, start=start, may_seek=may_seek, check=check, look=look)
         try:
             frames = list(islice(reader, bookmark.num_frames))
-            if frames and _join(map(_fingerprint, frames)) == bookmark.fingerprint:
+            if frames and _join(frame.fingerprint for frame in frames) == bookmark.fingerprint:
                 return reader, frames
         except BaseException:
             reader.close()
             raise
         reader.close()
     return None
-
-
-def _fingerprint(frame: Frame) -> bytes:
-    digest = hashlib.sha256(f"{frame.pts} {frame.pixels.shape}".encode())
-    digest.update(np.ascontiguousarray(frame.pixels).data)
-    return digest.digest()
 
 
 def _join(fingerprints: Iterable[bytes]) -> str:

@@ -167,7 +167,8 @@ class ShotStream:
         """One slice of latents more; the last frame is repeated to fill the last slice (spec pipeline A3)."""
         state, size = self.state, self._plan.budget.encode_frames
         is_first = state.encoder is None
-        part = list(islice(source, size + 1 if is_first else size))
+        with self._tracker.measure("read"):
+            part = list(islice(source, size + 1 if is_first else size))
         state.has_ended = len(part) < (size + 1 if is_first else size)
         if not part:
             state.encoder = None
@@ -222,7 +223,7 @@ class ShotStream:
                 restored.append(self._finish_slice(pictures[part], sources[part]).numpy())
         state.given += count
         self._tracker.advance(Work.DECODE, count)
-        return np.concatenate(restored)
+        return restored[0] if len(restored) == 1 else np.concatenate(restored)
 
     def _park(self, *streams: VAEState | None) -> None:
         """Move states whose turn it is not to the host, if the plan says so; the VAE takes them back by itself."""
@@ -276,10 +277,10 @@ class ShotStream:
 
     def _upload(self, frames: list[Frame]) -> Tensor:
         """Frames `(T, h, w, 3) uint8` on the device; through page-locked memory where that is faster."""
-        stacked = torch.from_numpy(np.stack(frames))
-        if self._device.type != "cuda":
-            return stacked
-        return stacked.pin_memory().to(self._device, non_blocking=True)
+        is_cuda = self._device.type == "cuda"
+        stacked = torch.empty((len(frames), *frames[0].shape), dtype=torch.uint8, pin_memory=is_cuda)
+        np.stack(frames, out=stacked.numpy())
+        return stacked.to(self._device, non_blocking=True) if is_cuda else stacked
 
 
 def _owned(latent: Tensor, size: int) -> list[Tensor]:

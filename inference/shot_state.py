@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from inference.back_projection import SourceTrust
-from inference.durable import part_path, publish
 from models.video_vae import VAEState
 
 _FORMAT = 2
@@ -99,7 +98,7 @@ class ShotState:
 
 
 def save_state(state: ShotState, path: Path) -> None:
-    """Write `state` to `path`, complete or not at all; large histories are left out. Raises OSError."""
+    """Write `state` to `path`; large histories are left out. The caller makes the file durable. Raises OSError."""
     keeps_histories = not state.has_large_histories
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {
@@ -112,10 +111,8 @@ def save_state(state: ShotState, path: Path) -> None:
         "recent": [tensor.cpu() for tensor in state.recent],
         "held": None if state.held is None else state.held.cpu(),
     }
-    part = part_path(path)
-    with part.open("wb") as file:
+    with path.open("wb") as file:
         torch.save(values, file)
-    publish(part, path)
 
 
 def load_state(path: Path, device: torch.device) -> ShotState:

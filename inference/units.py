@@ -6,7 +6,8 @@
     000003.json     the record of the unit, written last: a unit is finished when it has one
 
 Every file is complete or not there (`inference.durable`), so a process may die at any moment: what it was writing is
-removed and done again. Units follow each other without gaps, in the order of their numbers.
+removed and done again. Units follow each other without gaps, in the order of their numbers. While one is written, the
+segment of the next one may be begun (`inference.pending`).
 
 Who works in the folder holds a lock, the file `NAME.lock` beside it. It is not inside, so that it still keeps an older
 process out when the folder was removed and made anew; the system frees it when its process ends, in whatever way.
@@ -27,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from inference.durable import PART_SUFFIX, sha256_of_file, sha256_of_samples, write_bytes
+from inference.durable import PART_SUFFIX, part_path, publish, sha256_of_file, sha256_of_samples, write_bytes
 from inference.errors import FolderInUseError, MediaError
 
 log = logging.getLogger(__name__)
@@ -215,15 +216,13 @@ class UnitStore:
         """How to go on after the last unit; None at the start of the video."""
         return self._records[-1].bookmark if self._records else None
 
-    @property
-    def next_segment(self) -> Path:
-        """Where the segment of the next unit is written."""
-        return self._path(len(self._records), _SEGMENT)
+    def segment(self, number: int) -> Path:
+        """Where the segment of a unit is written."""
+        return self._path(number, _SEGMENT)
 
-    @property
-    def next_state(self) -> Path:
-        """Where the state after the next unit is written, once its segment is there."""
-        return self._path(len(self._records), _STATE)
+    def unfinished_state(self, number: int) -> Path:
+        """Where the state after a unit is written before that is added; it need not be durable yet."""
+        return part_path(self._path(number, _STATE))
 
     @property
     def latest_state(self) -> Path | None:
@@ -232,11 +231,13 @@ class UnitStore:
         return None if bookmark is None or bookmark.ends_shot else self._path(len(self._records) - 1, _STATE)
 
     def add(self, shot: int, num_frames: int, bookmark: Bookmark) -> Unit:
-        """Count the next unit as finished: its segment, and its state where one was saved, are there by now.
+        """Count the next unit as finished: its segment, and its state where one was written, are there by now.
 
-        What `bookmark` says of the state is filled in here.
+        What `bookmark` says of the state is filled in here. May be called in another thread, if nothing else is until
+        it is done.
         """
-        number, path, state = len(self._records), self.next_segment, self.next_state
+        number = len(self._records)
+        path, state = self.segment(number), self._path(number, _STATE)
         with self._disk_errors():
             unit = Unit(
                 number=number,
@@ -247,7 +248,8 @@ class UnitStore:
                 num_bytes=path.stat().st_size,
                 sha256=sha256_of_file(path),
             )
-            if state.exists():
+            if (part := self.unfinished_state(number)).exists():
+                publish(part, state)
                 bookmark = replace(bookmark, state_bytes=state.stat().st_size, state_sha256=sha256_of_file(state))
             values = {"unit": {**asdict(unit), "path": path.name}, "bookmark": asdict(bookmark)}
             write_bytes(self._path(number, _RECORD), json.dumps(values, indent=1).encode())

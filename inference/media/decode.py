@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import av.error
@@ -18,6 +20,7 @@ from inference.errors import MediaError
 from inference.media.boundary import open_input, reading
 from inference.media.color import ToRgb
 from inference.media.info import MediaInfo, Orientation
+from inference.media.shots import thumbnail
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -27,15 +30,30 @@ _SEEK_MARGIN = Fraction(1)  # seconds before the wanted frame: its key frame may
 _MAX_DAMAGE = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """`pixels` (h, w, 3) uint8 RGB, upright, square pixels; `pts` and `duration` in seconds on the source's clock;
-    `index` counts from 0 over the whole source."""
+    `index` counts from 0 over the whole source.
+
+    What is found out of the picture alone is kept, so whoever asks first does the work.
+    """
 
     pixels: NDArray[np.uint8]
     pts: Fraction
     duration: Fraction
     index: int
+
+    @cached_property
+    def thumbnail(self) -> NDArray[np.float32]:
+        """What the shot detector looks at, see `inference.media.shots`."""
+        return thumbnail(self.pixels)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the picture, its shape and its time: 32 bytes."""
+        digest = hashlib.sha256(f"{self.pts} {self.pixels.shape}".encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.digest()
 
 
 def decode_frames(

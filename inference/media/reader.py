@@ -1,4 +1,7 @@
-"""Owns reading frames: FrameReader decodes in a background thread and yields upright RGB frames with exact times."""
+"""Owns reading frames: FrameReader decodes in a background thread and yields upright RGB frames with exact times.
+
+The thread reads ahead, so that who drives a card, and takes a window of frames at once, never waits for a file.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from inference.errors import MediaError
 from inference.media.decode import Frame, decode_frames
 from inference.media.images import animation_frames, read_image
 from inference.media.info import MediaInfo
+from inference.media.limits import num_waiting_frames
 from inference.media.probe import probe
 
-_QUEUE_FRAMES = 4
+_QUEUE_BYTES = 128 * 2**20
 _POLL_S = 0.1
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -31,7 +35,7 @@ class _End:
 
 
 class FrameReader:
-    """Iterates the frames of a video once, in order, in constant memory.
+    """Iterates the frames of a video once, in order, in constant memory: up to 128 MiB of them are read ahead.
 
         with FrameReader(path) as frames:
             for frame in frames: ...
@@ -39,8 +43,9 @@ class FrameReader:
     A still image gives one frame. Damage inside a video is passed over and told in `warnings` once the iteration has
     ended; MediaError is raised when not a single frame can be decoded. `start` skips that many frames: by a seek where
     the file's times tell frame numbers and `may_seek`, else by decoding them. A seek is exact in sound files only, so
-    compare what comes, or go without. `check` is called while a frame is waited for and may raise to stop. Closing at
-    any time stops the decoder thread.
+    compare what comes, or go without. `check` is called while a frame is waited for and may raise to stop. `look` is
+    called with each frame in the decoder thread, before it is handed over: for what depends on that frame alone.
+    Closing at any time stops the thread.
     """
 
     def __init__(
@@ -51,14 +56,15 @@ class FrameReader:
         start: int = 0,
         may_seek: bool = True,
         check: Callable[[], None] | None = None,
+        look: Callable[[Frame], object] | None = None,
     ) -> None:
         if start < 0:
             raise ValueError(f"start must not be negative, got {start}")
         self.path = Path(path)
         self.info = probe(self.path) if info is None else info
         self.warnings: list[str] = []
-        self._start, self._may_seek, self._check = start, may_seek, check
-        self._queue: queue.Queue[Frame | _End] = queue.Queue(maxsize=_QUEUE_FRAMES)
+        self._start, self._may_seek, self._check, self._look = start, may_seek, check, look
+        self._queue: queue.Queue[Frame | _End] = queue.Queue(num_waiting_frames(self.info.size, _QUEUE_BYTES))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_finished = False
@@ -112,6 +118,8 @@ class FrameReader:
         error: BaseException | None = None
         try:
             for frame in self._frames():
+                if self._look is not None:
+                    self._look(frame)
                 if not self._put(frame):
                     return
         except BaseException as caught:  # noqa: BLE001 - carried to the consumer, who raises it

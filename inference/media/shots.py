@@ -30,14 +30,14 @@ class ShotDetector:
 
         detector = ShotDetector()
         for frame in frames:
-            if detector.push(frame): ...   # frame starts a new shot
+            if detector.push(frame.thumbnail): ...   # frame starts a new shot
 
-    The first frame always starts a shot. Frames may be of any size, uint8 RGB (h, w, 3). `previous` and `recent`, the
-    latest frame and the value of `recent` of another detector, let this one go on where that one stopped.
+    The first frame always starts a shot. `previous` and `recent`, the thumbnail of the latest frame and the value of
+    `recent` of another detector, let this one go on where that one stopped.
     """
 
-    def __init__(self, previous: NDArray[np.uint8] | None = None, recent: Iterable[float] = ()) -> None:
-        self._previous = None if previous is None else thumbnail(previous)
+    def __init__(self, previous: NDArray[np.float32] | None = None, recent: Iterable[float] = ()) -> None:
+        self._previous = previous
         self._recent: deque[float] = deque(recent, maxlen=_RECENT)
 
     @property
@@ -45,9 +45,8 @@ class ShotDetector:
         """The latest differences within the shot, which the next one is compared with."""
         return tuple(self._recent)
 
-    def push(self, pixels: NDArray[np.uint8]) -> bool:
-        """Look at the next frame; True when it starts a new shot."""
-        current = thumbnail(pixels)
+    def push(self, current: NDArray[np.float32]) -> bool:
+        """Look at the `thumbnail` of the next frame; True when it starts a new shot."""
         previous, self._previous = self._previous, current
         if previous is None:
             return True
@@ -65,7 +64,10 @@ class ShotDetector:
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(h, w, 3) uint8 -> (36, 64, 3) in 0..1, each pixel the mean of its area (every k-th pixel of large frames)."""
+    """A frame of any size, (h, w, 3) uint8 -> (36, 64, 3) in 0..1.
+
+    Each pixel is the mean of its area, of large frames the mean of every k-th pixel in it.
+    """
     rows, columns = max(1, pixels.shape[0] // (4 * _HEIGHT)), max(1, pixels.shape[1] // (4 * _WIDTH))
     small = pixels[::rows, ::columns].astype(np.float32)
     small = np.add.reduceat(small, _edges(small.shape[0], _HEIGHT), axis=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -20,6 +20,8 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -29,10 +31,10 @@ from inference.errors import MediaError
 from inference.media.boundary import writing
 from inference.media.color import BT709, to_yuv420
 from inference.media.info import MediaInfo
+from inference.media.limits import num_waiting_frames
 from inference.sizes import Size
 
 _QUEUE_BYTES = 256 * 2**20
-_LEAST_FRAMES, _MOST_FRAMES = 4, 64
 _POLL_S = 0.1
 _CLOSE_TIMEOUT_S = 600.0
 _KEYFRAME_SECONDS = 2
@@ -78,6 +80,9 @@ class SegmentWriter:
     bursts, after each window of the transformer. The caller must not change an array after handing it over. Encoder
     errors are raised as MediaError by the next `write` or by `close`. Leaving the `with` block by an exception removes
     the unfinished file.
+
+    `close` waits for the encoder, which still holds some forty frames, so another thread may call it. `abort` ends that
+    wait with a MediaError.
     """
 
     def __init__(self, path: Path | str, parameters: EncodeParameters) -> None:
@@ -87,9 +92,8 @@ class SegmentWriter:
         self.num_frames = 0
         self._parameters = parameters
         self._part = part_path(self.path)
-        self._queue: queue.Queue[tuple[NDArray[np.uint8], Fraction] | None] = queue.Queue(
-            maxsize=_queue_frames(parameters.size)
-        )
+        self._queue: queue.SimpleQueue[tuple[NDArray[np.uint8], Fraction] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(num_waiting_frames(parameters.size, _QUEUE_BYTES))
         self._abort = threading.Event()
         self._error: BaseException | None = None
         self._is_closed = False
@@ -114,15 +118,19 @@ class SegmentWriter:
             raise ValueError(f"expected uint8 frames of {size}, got {pixels.dtype} {pixels.shape}")
         if self._is_closed:
             raise ValueError("the segment is closed")
-        self._hand_over((pixels, pts))
+        while not self._room.acquire(timeout=_POLL_S):
+            self._raise_error()
+        self._raise_error()
+        self._queue.put((pixels, pts))
         self.num_frames += 1
 
     def close(self) -> None:
         """Finish the file and give it its name. Raises MediaError when it has no frames or could not be written."""
         if self._is_closed:
+            self._raise_error()
             return
         try:
-            self._hand_over(None)
+            self._queue.put(None)
             self._thread.join(_CLOSE_TIMEOUT_S)
             if self._thread.is_alive():
                 raise MediaError(f"Writing '{self.path.name}' does not end; check the disk and start the job again.")
@@ -141,65 +149,62 @@ class SegmentWriter:
         if self._is_closed:
             return
         self._is_closed = True
+        self._error = self._error or MediaError(f"Writing '{self.path.name}' was given up; start the job again.")
         self._abort.set()
+        self._queue.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
         self._part.unlink(missing_ok=True)
-
-    def _hand_over(self, item: tuple[NDArray[np.uint8], Fraction] | None) -> None:
-        while True:
-            self._raise_error()
-            try:
-                self._queue.put(item, timeout=_POLL_S)
-                return
-            except queue.Full:
-                continue
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _next(self) -> tuple[NDArray[np.uint8], Fraction] | None:
-        """The next queued frame; None at the end or when aborted."""
-        while not self._abort.is_set():
-            try:
-                return self._queue.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-        return None
+    def _frames(self) -> Iterator[tuple[NDArray[np.uint8], Fraction]]:
+        """The frames as they come, until the end or `abort`."""
+        while (item := self._queue.get()) is not None and not self._abort.is_set():
+            self._room.release()
+            yield item
 
     def _run(self) -> None:
         try:
             options = {"avoid_negative_ts": "disabled"}  # else a segment that starts at 0 is moved by its dts
             with writing(self.path), av.open(self._part, "w", format="nut", container_options=options) as container:
-                encode_frames(container, self._parameters, self._next)
+                for packet in encode_frames(container, self._parameters, self._frames()):
+                    if self._abort.is_set():
+                        break  # without what the encoder still holds
+                    container.mux(packet)
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, which raises it
             self._error = error
-
-
-def _queue_frames(size: Size) -> int:
-    return max(_LEAST_FRAMES, min(_MOST_FRAMES, _QUEUE_BYTES // (3 * size.pixels)))
 
 
 def encode_frames(
     container: OutputContainer,
     parameters: EncodeParameters,
-    next_frame: Callable[[], tuple[NDArray[np.uint8], Fraction] | None],
-) -> None:
-    """Encode what `next_frame` gives until None. Frame times are rounded to the time base, which is exact for CFR."""
+    frames: Iterable[tuple[NDArray[np.uint8], Fraction]],
+) -> Iterator[Packet[VideoStream]]:
+    """The packets of `frames`, one by one as the encoder has them, to be muxed into `container`.
+
+    Frame times are rounded to the time base, which is exact for CFR.
+    """
     stream = add_h264_stream(container, parameters)
+
+    def packets_of(frame: VideoFrame | None) -> Iterator[Packet[VideoStream]]:
+        for packet in stream.codec_context.encode_lazy(frame):
+            packet.stream = stream
+            yield packet
+
     reformatter = VideoReformatter()
     latest = None
-    while (item := next_frame()) is not None:
-        pixels, pts = item
+    for pixels, pts in frames:
         frame = to_yuv420(pixels, reformatter)
         ticks = round(pts / parameters.time_base)
         if latest is not None and ticks <= latest:
             raise ValueError(f"frame times must rise, got {float(pts):.6f} s twice or going back")
         frame.pts, frame.time_base = ticks, parameters.time_base
         latest = ticks
-        container.mux(stream.encode(frame))
+        yield from packets_of(frame)
     if latest is not None:
-        container.mux(stream.encode(None))
+        yield from packets_of(None)
 
 
 def add_h264_stream(container: OutputContainer, parameters: EncodeParameters) -> VideoStream:

@@ -7,7 +7,8 @@ in a process of its own, forked after torch and the model are there, and ends in
 
 `die` says when the process sends itself SIGKILL: {"before": NAME} or {"after": NAME}, when a file gets its final name
 NAME; {"step": N}, at the N-th time that a file is made durable or renamed; {"seconds": S}, wherever it is by then, sent
-by its parent; or null. {"skip": [NAMES]} beside that leaves out states, as if the disk had no room for them.
+by its parent; {"pending": N}, when unit N is at the encoder, which does not end, and the next unit gets its first
+frame; or null. {"skip": [NAMES]} beside that leaves out states, as if the disk had no room for them.
 
 `large_histories` is the number of bytes above which the histories of the VAE are not saved; null for the usual one.
 """
@@ -21,14 +22,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference import resume, shot_state
 from inference.checkpoint import Models, load_models
 from inference.errors import RestoreError
+from inference.media.writer import SegmentWriter
 from inference.meter import Meter
 from inference.pipeline import prepare, run
 from inference.progress import Progress, Stage
@@ -68,10 +73,31 @@ def arrange_death(wish: dict[str, Any]) -> None:
     save = resume.save_state
 
     def save_some(state: ShotState, path: Path) -> None:
-        if path.name not in wish.get("skip", ()):
+        if path.name.removesuffix(".part") not in wish.get("skip", ()):
             save(state, path)
 
     resume.save_state = save_some
+    if "pending" in wish:
+        die_while_pending(wish["pending"])
+
+
+def die_while_pending(number: int) -> None:
+    """Die when unit `number` is pending and the next one gets a frame."""
+    close, write, is_pending = SegmentWriter.close, SegmentWriter.write, threading.Event()
+
+    def endless_close(segment: SegmentWriter) -> None:
+        if segment.path.stem == f"{number:06d}":
+            is_pending.set()
+            threading.Event().wait()
+        close(segment)
+
+    def deadly_write(segment: SegmentWriter, pixels: NDArray[np.uint8], pts: Fraction) -> None:
+        write(segment, pixels, pts)
+        if segment.path.stem == f"{number + 1:06d}":
+            is_pending.wait()
+            die()
+
+    SegmentWriter.close, SegmentWriter.write = endless_close, deadly_write  # type: ignore[method-assign]
 
 
 def restore(job: dict[str, Any], models: Models, tell: Callable[[str], None]) -> None:

@@ -247,7 +247,7 @@ def test_from_inside_a_shot_the_first_shot_is_its_rest_which_may_be_empty() -> N
     frames = frames_of(1, 1, 1, 2, 3, 3)
 
     for taken in (1, 2, 3):
-        detector = ShotDetector(frames[taken - 1].pixels)
+        detector = ShotDetector(frames[taken - 1].thumbnail)
         shots = [[frame.index for frame in shot] for shot in split_shots(frames[taken:], detector, is_inside=True)]
         assert shots == [list(range(taken, 3)), [3], [4, 5]]
-    assert [list(shot) for shot in split_shots([], ShotDetector(frames[0].pixels), is_inside=True)] == [[]]
+    assert [list(shot) for shot in split_shots([], ShotDetector(frames[0].thumbnail), is_inside=True)] == [[]]

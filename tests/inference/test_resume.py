@@ -182,6 +182,18 @@ def test_a_job_killed_at_any_write_loses_the_unit_in_work_only(
     assert go_on() >= [*STARTS, sum(SHOTS)][unit]
 
 
+@pytest.mark.parametrize("number", [0, 2, 3], ids=["first", "in a shot", "end of a shot"])
+def test_a_job_killed_while_a_unit_is_pending_makes_that_one_again(
+    die_at: DieAt, go_on: GoOn, work: Path, number: int
+) -> None:
+    die_at({"pending": number})
+
+    assert [unit.first_frame for unit in finished_units(work)] == STARTS[:number]
+    assert not (work / f"{number:06d}.nut").exists()
+    assert (work / f"{number:06d}.state.part").exists() == (number != 3)
+    assert go_on() >= STARTS[number]
+
+
 def test_a_job_killed_again_and_again_comes_to_its_end(
     jobs: MortalJobs, source: Path, target: Path, work: Path
 ) -> None:

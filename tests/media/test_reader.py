@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,6 +165,68 @@ def test_closing_in_the_middle_ends_the_decoder_thread(edge: Path) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert list(reader) == []
+
+
+@pytest.mark.parametrize(("size", "frames"), [((64, 36), 64), ((1920, 1080), 21), ((3840, 2160), 5), ((8192, 8192), 4)])
+def test_frames_are_read_ahead_by_bytes_and_no_further(
+    media: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], frames: int
+) -> None:
+    """An endless video of which nobody takes more than one frame."""
+    info = dataclasses.replace(probe(media / "edge" / "fps60.mp4"), width=size[0], height=size[1])
+    frame = Frame(np.zeros((2, 2, 3), np.uint8), Fraction(0), Fraction(1), 0)
+    is_full, decoded, waiting = threading.Event(), 0, 0
+    put = FrameReader._put
+
+    def count() -> Iterator[Frame]:
+        nonlocal decoded
+        while True:
+            decoded += 1
+            yield frame
+
+    def put_or_tell(reader: FrameReader, item: Any) -> bool:
+        nonlocal waiting
+        waiting = max(waiting, reader._queue.qsize())
+        if reader._queue.full():
+            is_full.set()
+        return put(reader, item)
+
+    monkeypatch.setattr(FrameReader, "_frames", lambda _: count())
+    monkeypatch.setattr(FrameReader, "_put", put_or_tell)
+    with FrameReader(info.path, info) as reader:
+        next(reader)
+        assert is_full.wait(20)
+    assert waiting == frames
+    assert decoded <= 1 + frames + 1  # taken, waiting, and the one that finds no room
+
+
+def test_each_frame_is_looked_at_in_the_decoder_thread_before_it_comes(edge: Path) -> None:
+    looked: list[tuple[int, str]] = []
+
+    def look(frame: Frame) -> None:
+        looked.append((frame.index, threading.current_thread().name))
+
+    with FrameReader(edge / "two_frames.mp4", look=look) as reader:
+        frames = list(reader)
+
+    assert [frame.index for frame in frames] == [0, 1]
+    assert looked == [(0, "decode two_frames.mp4"), (1, "decode two_frames.mp4")]
+
+
+def test_an_error_of_a_look_reaches_the_reader(edge: Path) -> None:
+    def fail(frame: Frame) -> None:
+        raise ZeroDivisionError
+
+    with FrameReader(edge / "two_frames.mp4", look=fail) as reader, pytest.raises(ZeroDivisionError):
+        next(reader)
+
+
+def test_what_is_found_out_of_a_frame_is_kept() -> None:
+    frame = Frame(np.zeros((2, 2, 3), np.uint8), Fraction(1, 3), Fraction(1), 0)
+    other = dataclasses.replace(frame, pts=Fraction(1, 2))
+
+    assert frame.fingerprint is frame.fingerprint
+    assert frame.thumbnail is frame.thumbnail
+    assert frame.fingerprint != other.fingerprint
 
 
 def test_an_error_of_the_decoder_thread_reaches_the_reader(edge: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inference.media import FrameReader, probe
-from inference.media.shots import ShotDetector
+from inference.media.shots import ShotDetector, thumbnail
 
 CLIPS = {
     "demo/d01_old_film_640x480_aac.mp4": [0],
@@ -39,7 +39,7 @@ def clip(media: Path, name: str) -> list[np.ndarray]:
 
 def starts(frames: list[np.ndarray]) -> list[int]:
     detector = ShotDetector()
-    return [number for number, frame in enumerate(frames) if detector.push(frame)]
+    return [number for number, frame in enumerate(frames) if detector.push(thumbnail(frame))]
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -59,11 +59,13 @@ def test_a_detector_goes_on_where_another_one_stopped(media: Path, stop: int) ->
     frames = clip(media, "demo/d03_film_640x272_aac.mp4")
     first, whole = ShotDetector(), starts(frames)
     for frame in frames[:stop]:
-        first.push(frame)
+        first.push(thumbnail(frame))
 
-    second = ShotDetector(frames[stop - 1], first.recent)
+    second = ShotDetector(thumbnail(frames[stop - 1]), first.recent)
 
-    assert [n for n, frame in enumerate(frames[stop:], stop) if second.push(frame)] == [n for n in whole if n >= stop]
+    assert [n for n, frame in enumerate(frames[stop:], stop) if second.push(thumbnail(frame))] == [
+        n for n in whole if n >= stop
+    ]
     assert second.recent != ()
 
 

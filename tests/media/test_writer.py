@@ -14,7 +14,8 @@ import pytest
 
 from inference.errors import MediaError
 from inference.media import EncodeParameters, SegmentWriter
-from inference.media.color import ToRgb
+from inference.media import writer as writer_module
+from inference.media.color import ToRgb, to_yuv420
 from inference.media.info import ColorTags
 from inference.sizes import Size
 
@@ -83,6 +84,46 @@ def test_the_final_name_appears_only_when_closed(tmp_path: Path) -> None:
         writer.write(bars(), Fraction(0))
         assert not (tmp_path / "a.nut").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a.nut"]
+
+
+def test_giving_up_ends_the_wait_of_another_thread_for_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder stands still when the segment is given up; what it and the queue still hold is not encoded."""
+    at_work, may_go_on = threading.Event(), threading.Event()
+    converted = []
+
+    def slow(pixels: np.ndarray, reformatter: object) -> av.VideoFrame:
+        at_work.set()
+        assert may_go_on.wait(20)
+        converted.append(pixels)
+        return to_yuv420(pixels, reformatter)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(writer_module, "to_yuv420", slow)
+    segment = SegmentWriter(tmp_path / "a.nut", PARAMETERS)
+    for number in range(20):
+        segment.write(bars(), Fraction(number, 24))
+    errors: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            segment.close()
+        except MediaError as error:
+            errors.append(error)
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    assert at_work.wait(20)
+    giving_up = threading.Thread(target=segment.abort)
+    giving_up.start()
+    assert segment._abort.wait(20)
+    may_go_on.set()
+    for thread in (closing, giving_up):
+        thread.join(20)
+
+    assert [str(error) for error in errors] == ["Writing 'a.nut' was given up; start the job again."]
+    assert len(converted) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_times_that_go_back_are_an_error(tmp_path: Path) -> None:
