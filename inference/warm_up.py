@@ -2,7 +2,8 @@
 
 The past of a causal network is finite: after `VideoVAE.encoder_past` frames, or `decoder_past` latents, nothing is
 left of how a stream began. So a stream that begins anew so much earlier, with slices of the same sizes at the same
-places, comes to the same histories, bit for bit.
+places, comes to the same histories, bit for bit. Its first slice does not count: it begins with a frame without a past,
+so its frames are paired and cut otherwise than those of a later slice, and round otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def num_warm_up_frames(vae: VideoVAE, slice_frames: int, taken: int) -> int:
 
     They are a first slice of `slice_frames + 1`, and later ones of `slice_frames`. At most all frames of the shot.
     """
-    num_slices = -(-vae.encoder_past // slice_frames)
+    num_slices = 1 + -(-vae.encoder_past // slice_frames)
     return min(taken, 1 + num_slices * slice_frames)
 
 
@@ -28,6 +29,7 @@ def remember(state: ShotState, latent: Tensor, vae: VideoVAE) -> None:
         state.recent.clear()
         return
     state.recent.append(latent)
-    count = sum(piece.shape[2] for piece in state.recent)
-    while count - state.recent[0].shape[2] > vae.decoder_past:
-        count -= state.recent.pop(0).shape[2]
+    lengths = [piece.shape[2] for piece in state.recent]
+    while sum(lengths[2:]) >= vae.decoder_past:
+        lengths.pop(0)
+        state.recent.pop(0)
