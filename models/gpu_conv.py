@@ -27,7 +27,6 @@ even the taps of one output frame are more (4K), some rows at a time."""
 STRIP_ELEMENTS = 2**29
 """Of a strip of rows, which is a copy: large enough to fill the card, small beside the frames."""
 
-
 PAIRED_CHANNELS = 128
 """The fewest, in and out, for which pairs of frames are convolved by minimal filtering: with fewer, the frames that it
 writes and reads more would cost what the products save."""

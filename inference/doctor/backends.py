@@ -18,7 +18,7 @@ from inference.doctor.faults import found
 from inference.doctor.findings import Finding
 from inference.doctor.machine import ask_driver, expects_card
 from inference.without import APEX, FLASH_ATTN, KERNELS, switched_off
-from models import fused_ops, token_ops
+from models import fused_ops, pair_ops, token_ops
 from models.attention import OPTIONAL, Backend, admit, available_backends, probe
 
 _HEAD_DIM = 128
@@ -174,6 +174,13 @@ def _kernel_steps(on: torch.device) -> list[Callable[[], list[Tensor]]]:
         fused_ops.norm_silu(total, None, moments, norm, out)
         return [total, moments, out]
 
+    def pairs() -> list[Tensor]:
+        x, history = small(5, 7, 9, 32), small(2, 7, 9, 32, seed=2)
+        split = pair_ops.norm_silu_pairs(x, None, fused_ops.moments(x, None, 8), norm, history)
+        out = torch.empty(4, 7, 9, 32, device=on)
+        residual, bias = small(4, 7, 9, 32, seed=3), small(32, seed=4)
+        return [*split.factors, split.tail, pair_ops.join_pairs(split.factors, bias, residual, 8, out), out]
+
     def unfold() -> list[Tensor]:
         out = torch.empty(4, 6, 8, 32, device=on)
         return [fused_ops.unfold(small(2, 4, 5, 256), small(3, 3, 256, seed=2), 2, 8, out), out]
@@ -198,7 +205,7 @@ def _kernel_steps(on: torch.device) -> list[Callable[[], list[Tensor]]]:
         rows = torch.arange(15, device=on).flip(0)
         return list(token_ops.window_qkv([stream], rotation, rows, 3))
 
-    return [tokens, frames, unfold, pictures, scores, queries]
+    return [tokens, frames, pairs, unfold, pictures, scores, queries]
 
 
 # --- optional packages ---
