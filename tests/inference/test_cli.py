@@ -218,7 +218,7 @@ def test_plan_for_a_card_that_is_not_here(make_clip: Any, monkeypatch: pytest.Mo
     result = call("plan", source, "box=1280x720", "model=seedvr2-3b", "--memory", "11.2", "--json")
 
     plan = json.loads(result.stdout)
-    assert (plan["model"], plan["precision"], plan["window_frames"]) == ("seedvr2-3b", "bfloat16", 49)
+    assert (plan["model"], plan["precision"], plan["window_frames"]) == ("seedvr2-3b", "bfloat16", 65)
     assert plan["moved"] == ["the VAE's states between turns", "the transformer's weights"]
     assert plan["prediction"]["device"] == max(plan["prediction"][turn] for turn in ("encode", "denoise", "decode"))
     assert plan["prediction"]["device"] < 11.2 * 2**30

@@ -36,8 +36,8 @@ def encode(vae: VideoVAE, video: Tensor, size: int, way: VAEMemory) -> VAEState:
     return state
 
 
-@pytest.mark.parametrize("max_frames", [1, 3, 4, 16, None])
-@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("max_frames", [1, 3, 16, None])
+@pytest.mark.parametrize("size", [4, 16])
 def test_the_encoder_forgets_how_it_began(vae: VideoVAE, size: int, max_frames: int | None) -> None:
     taken = 1 + NUM_SLICES * size
     video, way = random_tensor(1, 3, taken, 16, 16, dtype=torch.float32), VAEMemory(max_frames)
@@ -48,8 +48,8 @@ def test_the_encoder_forgets_how_it_began(vae: VideoVAE, size: int, max_frames: 
     assert all(torch.equal(a, b) for a, b in zip(whole.histories, again.histories, strict=True))
 
 
-@pytest.mark.parametrize("max_frames", [1, 3, 4, 16, None])
-@pytest.mark.parametrize("lengths", [[1], [2], [4], [4, 3], [4, 4, 1], [3, 2]])
+@pytest.mark.parametrize("max_frames", [1, 3, None])
+@pytest.mark.parametrize("lengths", [[1], [4], [4, 3], [3, 2]])
 def test_the_decoder_forgets_how_it_began(vae: VideoVAE, lengths: list[int], max_frames: int | None) -> None:
     count = 3 * vae.decoder_past // sum(lengths)
     pieces = random_tensor(1, GROUPED.latent_channels, count * sum(lengths), 2, 2, dtype=torch.float32).split(

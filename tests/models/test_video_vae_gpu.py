@@ -55,8 +55,8 @@ def test_decode_equals_the_plain_form_in_every_slice(
 
 @pytest.mark.parametrize("config", [GROUPED, ONE_GROUP])
 @pytest.mark.parametrize("states_on_host", [False, True])
-@pytest.mark.parametrize("max_frames", [None, 1, 2, 3])
-@pytest.mark.parametrize("lengths", [[1], [2], [4], [1, 1, 1, 1], [2, 1, 1], [1, 3], [1, 2, 2], [3, 2]])
+@pytest.mark.parametrize("max_frames", [None, 2, 3])
+@pytest.mark.parametrize("lengths", [[1, 1], [4], [2, 1, 1], [1, 3], [3, 2]])
 def test_pairs_of_frames_by_minimal_filtering_equal_the_plain_form(
     monkeypatch: pytest.MonkeyPatch,
     lengths: list[int],
