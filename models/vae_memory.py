@@ -1,6 +1,7 @@
 """How the streaming VAE may save device memory, and the page-locked host memory that its histories can live in.
 
-None of it changes a number: histories are copied, and sub-slices are what the causal stream does anyway.
+It changes numbers by rounding at the most: histories are copied, sub-slices are what the causal stream does anyway, and
+where fewer frames are in work, fewer of them are convolved in pairs.
 """
 
 from __future__ import annotations

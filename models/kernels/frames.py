@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _store_moments(
+def store_moments(
     partial, frame, sums, squares, pivot, count, C: tl.constexpr, G: tl.constexpr
 ):  # fmt: skip
     """Into ``partial`` (T, 3, G, blocks): count of values, mean, squared deviations.
@@ -72,7 +72,7 @@ def add_kernel(
         sums += off
         squares += off * off
     count = tl.minimum(num_pixels - first, LOOP * PIXELS).to(tl.float32)
-    _store_moments(partial, frame, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
+    store_moments(partial, frame, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def unfold_kernel(
         sums += off
         squares += off * off
     count = tl.minimum(num_pixels - first, LOOP * PIXELS).to(tl.float32)
-    _store_moments(partial, frame, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
+    store_moments(partial, frame, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def picture_in_kernel(
         sums += tl.sum(off, axis=0)
         squares += tl.sum(off * off, axis=0)
     count = tl.minimum(num_pixels - first, LOOP * PIXELS).to(tl.float32)
-    _store_moments(partial, frame, sums, squares, pivot, count, C, G)
+    store_moments(partial, frame, sums, squares, pivot, count, C, G)
 
 
 @triton.jit
@@ -231,6 +231,19 @@ def combine_kernel(partial, moments, num_blocks, G: tl.constexpr, BLOCKS: tl.con
 
 
 @triton.jit
+def norm_terms(moments, weight, bias, x_bias, frame, eps, C: tl.constexpr, G: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """``factor`` and ``shift``, both (C,): ``norm(x + x_bias)`` of a frame is ``x * factor + shift``."""
+    channel = tl.arange(0, C)
+    group = channel // (C // G)
+    mean = tl.load(moments + frame * 2 * G + group)
+    variance = tl.load(moments + frame * 2 * G + G + group)
+    factor = tl.load(weight + channel).to(tl.float32) / tl.sqrt(variance + eps)
+    if HAS_BIAS:
+        mean -= tl.load(x_bias + channel).to(tl.float32)
+    return factor, tl.load(bias + channel).to(tl.float32) - mean * factor
+
+
+@triton.jit
 def norm_silu_kernel(
     x, x_bias, moments, weight, bias, out, num_pixels, eps,
     C: tl.constexpr, G: tl.constexpr, PIXELS: tl.constexpr, LOOP: tl.constexpr,
@@ -239,13 +252,7 @@ def norm_silu_kernel(
     """``silu(norm(x + x_bias))`` with known moments. Grid: (blocks of LOOP tiles, frames)."""
     block, frame = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, C)
-    group = channel // (C // G)
-    mean = tl.load(moments + frame * 2 * G + group)
-    variance = tl.load(moments + frame * 2 * G + G + group)
-    factor = tl.load(weight + channel).to(tl.float32) / tl.sqrt(variance + eps)
-    if HAS_BIAS:
-        mean -= tl.load(x_bias + channel).to(tl.float32)
-    shift = tl.load(bias + channel).to(tl.float32) - mean * factor
+    factor, shift = norm_terms(moments, weight, bias, x_bias, frame, eps, C, G, HAS_BIAS)
     for i in range(LOOP):
         pixel = (block * LOOP + i) * PIXELS + tl.arange(0, PIXELS)
         inside = pixel < num_pixels

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.kernels.frames import _store_moments
+from models.kernels.frames import norm_terms, store_moments
 
 
 @triton.jit
@@ -18,14 +18,7 @@ def _normed(
     C: tl.constexpr, G: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """``silu(norm(x + x_bias))`` of pixels of one frame, rounded to the type of ``x``, as float32."""
-    channel = tl.arange(0, C)
-    group = channel // (C // G)
-    mean = tl.load(moments + frame * 2 * G + group)
-    variance = tl.load(moments + frame * 2 * G + G + group)
-    factor = tl.load(weight + channel).to(tl.float32) / tl.sqrt(variance + eps)
-    if HAS_BIAS:
-        mean -= tl.load(x_bias + channel).to(tl.float32)
-    shift = tl.load(bias + channel).to(tl.float32) - mean * factor
+    factor, shift = norm_terms(moments, weight, bias, x_bias, frame, eps, C, G, HAS_BIAS)
     value = tl.load(x + frame.to(tl.int64) * num_pixels * C + offset, mask=inside, other=0.0).to(tl.float32)
     value = value * factor[None, :] + shift[None, :]
     value = value / (1.0 + tl.exp(-value))
@@ -117,6 +110,6 @@ def join_pairs_kernel(
         other_sums += off
         other_squares += off * off
     count = tl.minimum(num_pixels - start, LOOP * PIXELS).to(tl.float32)
-    _store_moments(partial, 2 * pair, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
+    store_moments(partial, 2 * pair, tl.sum(sums, axis=0), tl.sum(squares, axis=0), pivot, count, C, G)
     other_sum, other_square = tl.sum(other_sums, axis=0), tl.sum(other_squares, axis=0)
-    _store_moments(partial, 2 * pair + 1, other_sum, other_square, other_pivot, count, C, G)
+    store_moments(partial, 2 * pair + 1, other_sum, other_square, other_pivot, count, C, G)

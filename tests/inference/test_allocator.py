@@ -1,0 +1,23 @@
+"""What PyTorch is told about a card's memory, which it reads when the first tensor is put there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from inference.allocator import grow_segments
+
+
+@pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "b:2"}])
+def test_segments_grow_unless_the_user_said_something(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "so that it is put back")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    grow_segments()
+
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == (given or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
