@@ -324,18 +324,19 @@ def main(argv: Sequence[str]) -> int:
     body = (
         f"{arguments.model} with random weights, {precision}, {width}x{height}, {arguments.frames} frames; median of"
         f" {arguments.runs} after one warm-up. {body}\n\n"
-        f"Moved to host memory: {' and '.join(budget.moved) or 'nothing'}; slices of {budget.encode_frames} and"
-        f" {4 * budget.decode_latents} frames, {budget.max_frames} at full size.\n\n"
+        f"Moved to host memory: {' and '.join(budget.moved(arguments.frames)) or 'nothing'}; slices of"
+        f" {budget.encode_frames} and {4 * budget.decode_latents} frames, {budget.max_frames} at full size.\n\n"
         f"{arguments.frames / result['total_ms'] * 1e3:.2f} frames/s without reading and writing of files."
     )
     if arguments.job_seconds:
-        job = measure_job(arguments.model, dit, vae, text, height, arguments.job_seconds, arguments.clip)
+        short_side = min(int(side) for side in arguments.size.split("x"))
+        job = measure_job(arguments.model, dit, vae, text, short_side, arguments.job_seconds, arguments.clip)
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in job.seconds.items())
         waits = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in job.waits.items())
         body += (
             f"\n\nWhole job, file to file: {job.clip} to {job.size[0]}x{job.size[1]}, {job.num_frames} frames:"
             f" {job.frames_per_second:.2f} frames/s, {100 * job.share:.0f} % of what its networks reach alone"
-            f" ({parts}). The card waited for: {waits}."
+            f" ({parts}). The card waited for: {waits}. Peak {job.peak_bytes / 2**30:.2f} GiB."
         )
         result["job"] = {
             **asdict(job), "frames_per_second": job.frames_per_second, "share": job.share, "waits": job.waits

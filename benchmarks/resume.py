@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.clips import GROUND_TRUTH, crop_to_multiple, find_clips, read_clip, repeat_to, resize, write_h264
-from benchmarks.gpu import TEXT_TOKENS, randomize
+from benchmarks.gpu import TEXT_TOKENS, limit_memory, randomize
 from benchmarks.report import add_save_option, publish, table
 from benchmarks.whole_job import SAMPLES, quiet
 from inference import shot_state
@@ -48,6 +48,8 @@ def restore(order: dict[str, Any]) -> None:
     """What the processes do; ends with one JSON line: seconds of the job, and of its parts."""
     grow_segments()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if order["memory"]:
+        limit_memory(device, int(order["memory"] * 2**30))
     if order["cold"]:
         shot_state.LARGE_HISTORIES_BYTES = 0
     models = _models(order["model"], device)
@@ -111,6 +113,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--frames", type=int, default=384, metavar="N", help="of the shot (default: %(default)s)")
     parser.add_argument("--units", type=int, default=6, metavar="N", help="finished before the kill (%(default)s)")
     parser.add_argument("--cold", action="store_true", help="leave histories out of the states, however small they are")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card with so much to use")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
     width, height = (int(side) for side in arguments.size.split("x"))
@@ -118,7 +121,10 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         source = folder / "in.mp4"
         _write_shot(source, arguments.frames, width // 2, height // 2)
-        order = {"model": arguments.model, "size": [width, height], "source": str(source), "cold": arguments.cold}
+        order = {
+            "model": arguments.model, "size": [width, height], "source": str(source), "cold": arguments.cold,
+            "memory": arguments.memory,
+        }  # fmt: skip
         orders = [
             {**order, "target": str(folder / f"{kind}.mp4"), "work": str(folder / kind)}
             for kind in ("first", "second", "killed")
@@ -145,8 +151,10 @@ def main(argv: Sequence[str]) -> int:
         ["the same bytes after the kill", "yes" if same else "NO"],
     ]
     title = f"Going on after a crash: {arguments.model} at {width}x{height}"
+    title += f" within {arguments.memory:g} GiB" if arguments.memory else ""
     values = {
-        "model": arguments.model, "size": [width, height], "cold": arguments.cold, "same": same, "repeats": repeats,
+        "model": arguments.model, "size": [width, height], "cold": arguments.cold, "memory_gib": arguments.memory,
+        "same": same, "repeats": repeats,
         "state_bytes": state, "killed_at": done[-1].stop, "whole": whole, "rest": rest, "lost_s": lost,
     }  # fmt: skip
     publish("resume", title, table(["", ""], rows), values, arguments.results if arguments.save else None)

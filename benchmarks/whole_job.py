@@ -37,12 +37,16 @@ QUIET = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFigures:
-    """seconds: of each part of the job, as its summary has them; `total` is the wall clock."""
+    """seconds: of each part of the job, as its summary has them; `total` is the wall clock.
+
+    peak_bytes: most device memory allocated in the job, weights included; 0 on a CPU.
+    """
 
     clip: str
     num_frames: int
     size: tuple[int, int]
     seconds: dict[str, float]
+    peak_bytes: int = 0
 
     @property
     def frames_per_second(self) -> float:
@@ -74,11 +78,14 @@ def measure_job(
     source = clip or (find_clips(GROUND_TRUTH) if GROUND_TRUTH.is_dir() else find_clips(SAMPLES))[-1]
     frames, fps = read_clip(source)
     frames = repeat_to(crop_to_multiple(frames, 2), round(seconds * fps))
+    device = next(vae.parameters()).device
     with tempfile.TemporaryDirectory() as folder, quiet(vae):
         small = Path(folder) / "in.mp4"
         write_h264(small, frames, Fraction(fps), 18)
         for name in ("warm.mp4", "out.mp4"):
-            meter = Meter(next(vae.parameters()).device)
+            meter = Meter(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             job = prepare(small, Path(folder) / name, RestoreSettings(resolution=short_side))
             start = time.perf_counter()
             result = run(job, models, Tracker(meter), Path(folder) / "work")
@@ -88,6 +95,7 @@ def measure_job(
         num_frames=result.frames,
         size=(job.size.width, job.size.height),
         seconds={**meter.seconds(), "total": total},
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )
 
 

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from inference.chunking import frames_to_latents, latents_to_frames
 from inference.errors import DeviceMemoryError
-from inference.footprint import dit_footprint, dit_weights, finish_footprint, vae_footprint, vae_weights
+from inference.footprint import (
+    dit_footprint,
+    dit_weights,
+    finish_footprint,
+    latent_bytes,
+    vae_footprint,
+    vae_weights,
+)
 from inference.sizes import Size
 from models.dit import DiTConfig
 from models.vae_memory import VAEMemory
@@ -29,7 +39,8 @@ class Budget:
     `window_latents`: latents per pass of the transformer. `max_frames`: frames in the VAE at full size at a time; None
     means all of a slice. `parks_states`: a state of the VAE is on the device only in its own direction's turn.
     `offloads_dit`: the transformer's weights are on the device only for its turn. `states_on_host`: each history of the
-    VAE is on the device only while its convolution runs.
+    VAE is on the device only while its convolution runs. `turn_latents`: latents that encoder, transformer and decoder
+    work off in a turn each; with 1 a turn is as short as it can be, which is a window.
     """
 
     encode_frames: int
@@ -39,6 +50,7 @@ class Budget:
     parks_states: bool = False
     offloads_dit: bool = False
     states_on_host: bool = False
+    turn_latents: int = 1
 
     @property
     def vae_memory(self) -> VAEMemory:
@@ -46,12 +58,21 @@ class Budget:
         return VAEMemory(self.max_frames, self.states_on_host)
 
     @property
-    def moved(self) -> tuple[str, ...]:
-        """What is moved to host memory, in words."""
+    def turn_frames(self) -> int:
+        """Frames of a turn. In shorter shots no state outlives its turn, so that none has to be moved."""
+        return latents_to_frames(self.turn_latents)
+
+    def moved(self, num_frames: int | None = None) -> tuple[str, ...]:
+        """What is moved to host memory, in words, for shots of at most `num_frames`; None for any number."""
+        parks = self.parks_states and not self.states_on_host
+        has_more_turns = num_frames is None or num_frames >= self.turn_frames
+        states = "the VAE's states between turns"
+        if self.turn_latents > 1:
+            states += f" of {self.turn_frames} frames"
         return tuple(
             words
             for is_moved, words in (
-                (self.parks_states and not self.states_on_host, "the VAE's states between turns"),
+                (parks and has_more_turns, states),
                 (self.states_on_host, "the VAE's states"),
                 (self.offloads_dit, "the transformer's weights"),
             )
@@ -101,20 +122,27 @@ ROOM = 0.94
 _LESS = 0.9
 """Of what a plan that failed was predicted to need, its successor may take so much."""
 
-_SLICES = ((16, 4, 16), (16, 4, 8), (8, 2, 8), (8, 2, 4), (4, 1, 4), (4, 1, 2), (4, 1, 1))
+_FAST_PIECES = ((16, 4, 16), (16, 4, 8), (8, 2, 8), (8, 2, 4), (4, 1, 4), (4, 1, 2))
 """Frames per encode slice, latents per decode slice, frames at full size at a time: fastest first. Each copies the
-histories less often than the next, and the last has no pairs of frames: from the first to the fourth that is 4 % of the
-time, to the last 40 % (an H100, 720p). Still longer ones gain nothing."""
+histories less often than the next: from the first to the fourth that is 4 % of the time (an H100, 720p). Still longer
+ones gain nothing."""
+
+_SMALL_PIECES = ((4, 1, 1),)
+"""Without pairs of frames, which costs up to 40 % of the time."""
 
 _LATENTS = (25, 21, 17, 13, 11, 9, 7, 5)
 
-_PARKED = {"parks_states": True}
-_MOVES: tuple[tuple[dict[str, bool], ...], ...] = (
-    ({}, _PARKED, {**_PARKED, "offloads_dit": True}),
-    ({**_PARKED, "offloads_dit": True, "states_on_host": True},),
-)
-"""What is moved. The first row costs a copy for each window, so that a longer window is worth it; the second one moves
-every history with every slice, and is taken when no window helps."""
+TURN_LATENTS = 96
+"""Of a turn where states are parked. Few shots are longer; those move their states once in so many latents, and while
+their frames are encoded, as many source frames are held in main memory."""
+
+_PARKED: dict[str, Any] = {"parks_states": True, "turn_latents": TURN_LATENTS}
+_MOVES: tuple[dict[str, Any], ...] = ({}, _PARKED, {**_PARKED, "offloads_dit": True})
+"""What is moved, once for each turn: faster pieces are worth it, and a longer window is, too."""
+
+_MOVES_MOST: dict[str, Any] = {"parks_states": True, "offloads_dit": True, "states_on_host": True}
+"""Every history moves with every slice, and again for each piece at full size, when nothing else helps; then turns of a
+window are long enough."""
 
 _CPU_LATENTS = 9
 
@@ -122,11 +150,11 @@ _CPU_LATENTS = 9
 def candidates(window_latents: int = 0, *, is_image: bool = False) -> Iterator[Budget]:
     """All plans for a card, the best first. `window_latents` > 0 is the user's own choice."""
     windows = (1,) if is_image else (window_latents,) if window_latents else _LATENTS
-    for row in _MOVES:
-        for window in windows:
-            for moves in row:
-                for frames, latents, most in _SLICES:
-                    yield Budget(frames, latents, window, most, **moves)
+    kinds = (_FAST_PIECES, _SMALL_PIECES)
+    for window, pieces, moves in product(windows, kinds, _MOVES):
+        yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
+    for pieces, window in product(kinds, windows):
+        yield from (Budget(frames, latents, window, most, **_MOVES_MOST) for frames, latents, most in pieces)
 
 
 def plan_budget(
@@ -195,17 +223,23 @@ def predict(budget: Budget, need: Need) -> Prediction:
     dit = dit_weights(need.dit, dtype, need.fp8)
     window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype, need.fp8)
     encoder, decoder = (0, 0) if budget.parks_states else (part.encode_state, part.decode_state)
+    turn = budget.turn_frames if need.num_frames is None else min(budget.turn_frames, need.num_frames)
     always = vae_weights(need.vae, dtype) + part.pair_taps + (0 if budget.offloads_dit else dit)
+    encoded, restored = (
+        latent_bytes(need.vae, frames_to_latents(turn), size.width, size.height, kind)
+        for kind in (dtype, torch.float32)
+    )
     frames = 1 if need.is_image else 4 * budget.decode_latents
     finish = finish_footprint(frames, size.width, size.height)
     own_state = 0 if budget.states_on_host else part.decode_state
-    host = (dit if budget.offloads_dit else 0) + (
-        part.encode_histories + part.decode_histories if budget.parks_states else 0
-    )
+    host = dit if budget.offloads_dit else 0
+    if budget.parks_states:
+        sources = turn * 3 * size.width * size.height  # rarely larger than the result
+        host += part.encode_histories + part.decode_histories + sources
     return Prediction(
-        encode=always + part.encode_peak + decoder,
-        denoise=always + (dit if budget.offloads_dit else 0) + window + encoder + decoder,
-        decode=always + max(part.decode_peak, own_state + finish) + encoder,
+        encode=always + part.encode_peak + decoder + encoded,
+        denoise=always + (dit if budget.offloads_dit else 0) + window + encoder + decoder + encoded + restored,
+        decode=always + max(part.decode_peak, own_state + finish) + encoder + restored,
         host=host,
     )
 

@@ -181,6 +181,11 @@ def finish_footprint(frames: int, width: int, height: int) -> int:
     return frames * width * height * 3 * 4 * _FINISH_PICTURES
 
 
+def latent_bytes(config: VAEConfig, latents: int, width: int, height: int, dtype: torch.dtype) -> int:
+    """What so many latent frames take that wait: for the transformer in its type, for the decoder in float32."""
+    return latents * config.latent_channels * (height // 8) * (width // 8) * dtype.itemsize
+
+
 @lru_cache(maxsize=8)
 def dit_weights(config: DiTConfig, dtype: torch.dtype, fp8: bool = False) -> int:
     """Bytes of the transformer's weights; `fp8`: those of its large products are in 8 bits, with their scales."""

@@ -45,11 +45,12 @@ class JobPlan:
         if self.prediction is not None:
             values["prediction"]["device"] = self.prediction.device
         window = latents_to_frames(self.budget.window_latents)
-        return values | {"window_frames": window, "moved": list(self.budget.moved)}
+        return values | {"window_frames": window, "moved": list(self.budget.moved(self.frames))}
 
     def to_rows(self) -> list[tuple[str, str]]:
         """What it says, as names and words."""
         budget, prediction = self.budget, self.prediction
+        moved = budget.moved(self.frames)
         most = "" if budget.max_frames is None else f", {budget.max_frames} at full size at a time"
         rows = [
             ("model", f"{self.model} in {self.precision}"),
@@ -57,13 +58,13 @@ class JobPlan:
             ("result", f"{self.size}" + ("" if self.frames is None else f", {self.frames} frames")),
             ("window", f"{latents_to_frames(budget.window_latents)} frames"),
             ("slices", f"{budget.encode_frames} frames encoded, {4 * budget.decode_latents} decoded{most}"),
-            ("moved", " and ".join(budget.moved) or "nothing"),
+            ("moved", " and ".join(moved) or "nothing"),
         ]
         if prediction is not None and self.memory is not None:
             parts = (("encode", prediction.encode), ("denoise", prediction.denoise), ("decode", prediction.decode))
             words = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
             rows.append(("device memory", f"{prediction.device / GIB:.1f} of {self.memory / GIB:.1f} GiB ({words})"))
-            if prediction.host:
+            if moved:
                 rows.append(("main memory", f"{prediction.host / GIB:.1f} GiB for what is moved"))
         return rows
 

@@ -3,10 +3,11 @@
     frames -> resize -> pad -> VAE encode (stream) -> DiT windows -> VAE decode (stream) -> crop -> colour fix -> frames
 
 A slice of restored frames pulls what it needs through these steps. What is held between two slices is one window of
-latents and the source frames of that window; the resized pictures that serve as colour reference are made again from
-those, which costs less than keeping them. All of it is in one value, `ShotState`, so a shot can stop after any slice
-and go on in another process. Source frames are `(h, w, 3) uint8`, latents `(1, C, t, h, w)`, video `(1, 3, T, H, W)`
-in [-1, 1].
+latents and the source frames of that window, or more of both where the plan has longer turns, so that a state of the
+VAE is over and gone before the other one begins; the resized pictures that serve as colour reference are made again
+from the source frames, which costs less than keeping them. All of it is in one value, `ShotState`, so a shot can stop
+after any slice and go on in another process. Source frames are `(h, w, 3) uint8`, latents `(1, C, t, h, w)`, video
+`(1, 3, T, H, W)` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -148,20 +149,28 @@ class ShotStream:
         """Work on until restored latents are there to be decoded; False when the shot is over."""
         state = self.state
         while not state.settled:
-            window = self._planner.next_full(state.num_latents)
-            if window is None and not state.has_ended:
-                self._encode_next(source)
-                continue
-            if window is None:
-                window = self._planner.last(state.num_latents)
+            window = self._next_window()
             if window is not None:
-                self._denoise(window)
+                self._denoise_turn(window)
+            elif not state.has_ended:
+                self._encode_turn(source)
             elif state.held is not None:
                 self._add_settled(state.held)
                 state.held = None
             else:
                 return False
         return True
+
+    def _next_window(self) -> Window | None:
+        """The next window that can be restored from what was encoded so far."""
+        window = self._planner.next_full(self.state.num_latents)
+        return self._planner.last(self.state.num_latents) if window is None and self.state.has_ended else window
+
+    def _encode_turn(self, source: Iterator[Frame]) -> None:
+        """Slices up to the end of the shot, or of the encoder's turn."""
+        goal = self.state.num_latents + self._plan.budget.turn_latents
+        while self.state.num_latents < goal and not self.state.has_ended:
+            self._encode_next(source)
 
     def _encode_next(self, source: Iterator[Frame]) -> None:
         """One slice of latents more; the last frame is repeated to fill the last slice (spec pipeline A3)."""
@@ -185,12 +194,19 @@ class ShotStream:
         state.latents += _owned(latent, 1)
         self._tracker.advance(Work.ENCODE, len(part))
 
+    def _denoise_turn(self, window: Window) -> None:
+        """Restore a window, and those that follow it up to the end of the transformer's turn."""
+        self._park(self.state.encoder, self.state.decoder)
+        goal = self.state.planned + self._plan.budget.turn_latents
+        with onload(self._models.dit, self._device):
+            self._denoise(window)
+            while self.state.planned < goal and (following := self._next_window()) is not None:
+                self._denoise(following)
+
     def _denoise(self, window: Window) -> None:
         """Restore one window, join it to the one before, and drop the latents that no later window needs."""
         state = self.state
-        self._park(state.encoder, state.decoder)
-        with onload(self._models.dit, self._device):
-            restored = self._denoise_window(window)
+        restored = self._denoise_window(window)
         settled, held = join_window(state.held, window, restored, self._planner.overlap)
         if settled is not None:
             self._add_settled(settled)

@@ -49,10 +49,12 @@ class BufferStream:
     def history(self, like: Tensor, shape: Sequence[int]) -> Tensor | None:
         """The next history, of this shape, on the device of ``like``; None at the start of a clip. Raises as `buffer`.
 
-        `keep` has to be called with the one that takes its place.
+        It is the caller's, who may write into it. `keep` has to be called with the one that takes its place.
         """
         history = self._take(shape)
-        return None if history is None else history.to(like.device, non_blocking=True)
+        if history is None or (history.device == like.device and not self.memory.states_on_host):
+            return history
+        return like.new_empty(shape).copy_(history, non_blocking=True)
 
     def _take(self, shape: Sequence[int]) -> Tensor | None:
         if self._old is None:

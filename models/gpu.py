@@ -293,10 +293,13 @@ class FastDecoder:
             x, stats = block(x, stats, stream, self.num_groups)
         if max_frames is None or len(x) <= max_frames:
             return self._leave(x, stats, stream)[None]
+        # Each part owns its memory and is given away, so that it is free while its frames are at full size.
+        parts = [part.clone() for part in x.split(max_frames)]
+        del x
         pictures, nested = [], stream.nested()
-        for part, part_stats in zip(x.split(max_frames), stats.split(max_frames), strict=True):
-            pictures.append(self._leave(part, part_stats, nested))
-            last, nested = nested, nested.following(len(part))
+        for part_stats in stats.split(max_frames):
+            pictures.append(self._leave(parts.pop(0), part_stats, nested))
+            last, nested = nested, nested.following(len(part_stats))
         stream.join(last)
         return torch.cat(pictures, dim=1)[None]
 

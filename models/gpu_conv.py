@@ -12,7 +12,7 @@ from models.buffer_stream import BufferStream
 from models.causal_conv import CausalConv3d
 from models.fused_ops import add, moments, norm_silu, unfold
 from models.merged_upsampler import MergedKernel, TimeMap, merge_kernel
-from models.pair_ops import Pairs, join_pairs, norm_silu_pairs, num_pairs, pair_taps
+from models.pair_ops import join_pairs, norm_silu_pairs, num_pairs, pair_taps
 
 if TYPE_CHECKING:
     from models.video_vae import Upsample
@@ -168,7 +168,7 @@ class TimeConv:
         history = stream.history(x, (2, *x.shape[1:]))
         pairs = norm_silu_pairs(x, bias, stats, norm, history)
         stream.keep(pairs.tail[-2:], is_part=len(pairs.tail) > 2)
-        return SealedPairs(self, pairs)
+        return SealedPairs(self, pairs.factors, pairs.head, pairs.tail if len(pairs.tail) > 2 else None)
 
     def _takes_pairs(self, x: Tensor, stream: BufferStream) -> bool:
         count = num_pairs(len(x), starts_clip=stream.starts_clip)
@@ -179,8 +179,9 @@ class TimeConv:
 class SealedPairs:
     """Like `Sealed`, by minimal filtering in time (``pair_ops.py``): a third less arithmetic."""
 
-    def __init__(self, conv: TimeConv, pairs: Pairs) -> None:
-        self._conv, self._pairs = conv, pairs
+    def __init__(self, conv: TimeConv, factors: list[Tensor], head: Tensor | None, rest: Tensor | None) -> None:
+        """``factors`` and ``head`` are those of `Pairs`; ``rest`` (3, H, W, C) is what a last lone frame depends on."""
+        self._conv, self._factors, self._head, self._rest = conv, factors, head, rest
         self._products: list[Tensor] = []
         self._ends: list[Tensor] = []
 
@@ -192,12 +193,11 @@ class SealedPairs:
 
     def convolve_early(self) -> None:
         """For `add_to`, before the memory for what that adds and gives is taken."""
-        factors, head, tail = self._pairs.factors, self._pairs.head, self._pairs.tail
         for taps in self._conv.pairs():
-            self._products.append(_convolve_frames(factors.pop(0), taps))
-        self._ends = [] if head is None else [self._conv.still()(head)]
-        if len(tail) == 3:
-            self._ends.append(self._conv.conv(tail))
+            self._products.append(_convolve_frames(self._factors.pop(0), taps))
+        self._ends = [] if self._head is None else [self._conv.still()(self._head)]
+        if self._rest is not None:
+            self._ends.append(self._conv.conv(self._rest))
 
     def add_to(
         self, residual: Tensor, bias: Tensor, num_groups: int, out: Tensor | None = None
@@ -208,7 +208,7 @@ class SealedPairs:
     def _join(
         self, bias: Tensor, residual: Tensor | None, num_groups: int, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        products, ends, num_before = self._products, self._ends, int(self._pairs.head is not None)
+        products, ends, num_before = self._products, self._ends, int(self._head is not None)
         self._products, self._ends = [], []
         stop = num_before + 2 * len(products[0])
         middle, places = slice(num_before, stop), [slice(1)][:num_before] + [slice(stop, stop + 1)]

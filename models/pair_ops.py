@@ -57,8 +57,8 @@ def norm_silu_pairs(
 ) -> Pairs:
     """``silu(norm(x + bias))`` of ``x`` (T, H, W, C) as pairs; ``moments`` are those of ``x + bias``.
 
-    ``history`` (2, H, W, C) are the two normed frames before; without one, ``x`` starts a clip, and its first frame is
-    its own past.
+    ``history`` (2, H, W, C) are the two normed frames before, whose memory the new ones may take; without one, ``x``
+    starts a clip, and its first frame is its own past.
     """
     starts_clip, frame = history is None, x.shape[1:]
     count = num_pairs(len(x), starts_clip=starts_clip)
@@ -67,7 +67,8 @@ def norm_silu_pairs(
         return _split_plainly(x, bias, moments, norm, history, count)
     factors = [x.new_empty(count, *frame) for _ in range(4)]
     head = x.new_empty(1, *frame) if starts_clip else None
-    tail = x.new_empty(2 + rest, *frame)
+    # Who computes a pixel has read its history by then.
+    tail = x.new_empty(2 + rest, *frame) if history is None or rest else history
     if not x.is_meta:
         from models.kernels import pairs as kernels
 

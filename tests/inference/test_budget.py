@@ -30,8 +30,8 @@ GIB = 2**30
 CUDA_CONTEXT = 6e8
 HD, FULL_HD, UHD = Size(1280, 720), Size(1920, 1088), Size(3840, 2160)
 MODELS = {"3b": SEEDVR2_3B, "7b": SEEDVR2_7B}
-PARKED = {"parks_states": True}
-OFFLOADED = {"parks_states": True, "offloads_dit": True}
+PARKED = {"parks_states": True, "turn_latents": 96}
+OFFLOADED = {**PARKED, "offloads_dit": True}
 ON_HOST = {"parks_states": True, "offloads_dit": True, "states_on_host": True}
 
 
@@ -67,16 +67,16 @@ def test_pieces_on_the_cpu_do_not_depend_on_the_picture_or_the_machine() -> None
 @pytest.mark.parametrize(
     ("model", "size", "gib", "expected"),
     [
-        ("3b", HD, 11.1, Budget(4, 1, 17, 1, **OFFLOADED)),
-        ("3b", HD, 22, Budget(4, 1, 25, 4, **PARKED)),
+        ("3b", HD, 11.1, Budget(4, 1, 13, 1, **OFFLOADED)),
+        ("3b", HD, 22, Budget(8, 2, 25, 4, **PARKED)),
         ("3b", HD, 32, Budget(8, 2, 25, 8)),
         ("3b", HD, 41, Budget(16, 4, 25, 8)),
         ("3b", HD, 80, Budget(16, 4, 25, 16)),
-        ("3b", FULL_HD, 32, Budget(4, 1, 25, 1, **PARKED)),
+        ("3b", FULL_HD, 32, Budget(4, 1, 25, 2, **PARKED)),
         ("3b", FULL_HD, 74, Budget(16, 4, 25, 8)),
-        ("7b", FULL_HD, 41, Budget(4, 1, 25, 1, **PARKED)),
-        ("3b", UHD, 41, Budget(4, 1, 17, 1, **ON_HOST)),
-        ("7b", UHD, 41, Budget(4, 1, 9, 1, **ON_HOST)),
+        ("7b", FULL_HD, 40.9, Budget(4, 1, 25, 2, **PARKED)),
+        ("3b", UHD, 41, Budget(4, 1, 17, 2, **ON_HOST)),
+        ("7b", UHD, 41, Budget(4, 1, 9, 2, **ON_HOST)),
     ],
 )
 def test_a_card_gets_the_plan_that_costs_least(model: str, size: Size, gib: float, expected: Budget) -> None:
@@ -116,6 +116,25 @@ def test_a_clip_that_is_known_to_be_short_needs_less() -> None:
     assert decodes[0] < decodes[1] < decodes[2] <= decodes[3]  # 33 frames are 9 latents, with a single one left over
 
 
+@pytest.mark.parametrize("gib", [40.9, 44])
+def test_at_full_hd_the_large_model_moves_nothing_on_an_l40(gib: float) -> None:
+    plan = plan_on_card(gib, FULL_HD, SEEDVR2_7B)
+
+    assert plan.moved(380) == ()
+    assert plan.moved(381) == plan.moved() == ("the VAE's states between turns of 381 frames",)
+
+
+def test_what_waits_for_its_turn_is_counted() -> None:
+    need, short, long = need_of(HD), Budget(4, 1, 25, 2, **PARKED), Budget(4, 1, 25, 2, parks_states=True)
+    latent = 16 * (1280 // 8) * (720 // 8)
+    first, second = predict(short, need), predict(long, need)
+
+    assert first.encode - second.encode == 95 * latent * 2
+    assert first.denoise - second.denoise == 95 * latent * 6
+    assert first.decode - second.decode == 95 * latent * 4
+    assert first.host - second.host == 380 * 1280 * 720 * 3
+
+
 def test_a_larger_card_never_gets_a_shorter_window_with_states_on_the_device() -> None:
     plans = [plan_on_card(gib, HD) for gib in (11, 12, 16, 20, 24, 32, 48, 80)]
     windows = [plan.window_latents for plan in plans if not plan.states_on_host]
@@ -142,6 +161,16 @@ def test_states_on_the_host_take_no_device_memory_between_slices() -> None:
 
     assert away.decode_state < 0.01 * there.decode_state
     assert away.decode_histories == there.decode_histories == pytest.approx(there.decode_state, rel=0.01)
+
+
+def test_a_history_that_is_brought_back_takes_device_memory() -> None:
+    there, away = (
+        vae_footprint(VIDEO_VAE, 640, 368, torch.bfloat16, 4, 1, VAEMemory(2, states_on_host=on_host))
+        for on_host in (False, True)
+    )
+    largest = 2 * 640 * 368 * 256 * torch.bfloat16.itemsize
+
+    assert away.decode_peak == pytest.approx(there.decode_peak - there.decode_state + largest, rel=0.1)
 
 
 def test_weights_include_what_the_fast_form_keeps() -> None:

@@ -219,7 +219,7 @@ def test_plan_for_a_card_that_is_not_here(make_clip: Any, monkeypatch: pytest.Mo
 
     plan = json.loads(result.stdout)
     assert (plan["model"], plan["precision"], plan["window_frames"]) == ("seedvr2-3b", "bfloat16", 65)
-    assert plan["moved"] == ["the VAE's states between turns", "the transformer's weights"]
+    assert plan["moved"] == ["the transformer's weights"]
     assert plan["prediction"]["device"] == max(plan["prediction"][turn] for turn in ("encode", "denoise", "decode"))
     assert plan["prediction"]["device"] < 11.2 * 2**30
     words = call("plan", source, "box=1280x720", "model=seedvr2-3b", "--memory", "11.2").stdout
@@ -235,8 +235,21 @@ def test_plan_tells_what_fp8_saves(make_clip: Any, monkeypatch: pytest.MonkeyPat
     half, eighth = (json.loads(call(*asked, f"precision={name}").stdout) for name in ("bfloat16", "fp8"))
 
     assert (half["precision"], eighth["precision"]) == ("bfloat16", "bfloat16 and fp8")
-    assert "the transformer's weights" in half["moved"]
-    assert eighth["moved"] == ["the VAE's states between turns"]
+    assert half["moved"] == ["the transformer's weights"]
+    assert eighth["moved"] == []
+    assert eighth["budget"]["parks_states"]
+
+
+def test_plan_tells_what_a_long_shot_moves(make_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.budget.free_host_memory", lambda: 128 * 2**30)
+
+    asked = ("box=1280x720", "model=seedvr2-3b", "--memory", "22")
+    short, long = (call("plan", make_clip(f"{n}.mp4", n, height=18, width=32), *asked).stdout for n in (380, 381))
+
+    assert "nothing" in short
+    assert "main memory" not in short
+    assert "the VAE's states between turns of 381 frames" in " ".join(long.split())
+    assert "main memory" in long
 
 
 def test_plan_says_what_to_change_when_a_job_does_not_fit(make_clip: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -46,12 +47,16 @@ def make_stream(tiny_models: Models) -> Callable[..., ShotStream]:
     return make
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 2])
+@pytest.mark.parametrize(("overlap", "turn"), [(0, 1), (1, 1), (2, 1), (1, 6), (1, 99)])
 def test_a_shot_goes_on_from_a_file_after_any_slice_with_the_same_bits(
-    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames], tmp_path: Path, overlap: int
+    make_stream: Callable[..., ShotStream],
+    moving_frames: Callable[[int], Frames],
+    tmp_path: Path,
+    overlap: int,
+    turn: int,
 ) -> None:
-    frames, plan = moving_frames(38), replace(PLAN, overlap=overlap)
-    whole = list(make_stream(plan).slices(frames))
+    frames, plan = moving_frames(38), replace(PLAN, overlap=overlap, budget=replace(PLAN.budget, turn_latents=turn))
+    whole = list(make_stream(replace(plan, budget=PLAN.budget)).slices(frames))
 
     for number in range(1, len(whole)):
         first = make_stream(plan)
@@ -98,6 +103,32 @@ def test_a_shot_goes_on_without_histories_with_the_same_bits(
         rest = make_stream(plan, state, latest).slices(frames[state.taken :])
 
         assert all(np.array_equal(a, b) for a, b in zip(whole, [*begun, *rest], strict=True))
+
+
+def test_in_one_turn_each_a_state_is_over_before_the_next_begins(
+    make_stream: Callable[..., ShotStream], moving_frames: Callable[[int], Frames], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So nothing has to be moved, and a transformer that is moved is so once."""
+    turns: list[int] = []
+
+    @contextmanager
+    def count(*_: object) -> Iterator[None]:
+        turns.append(stream.state.planned)
+        yield
+
+    monkeypatch.setattr("inference.shot.onload", count)
+    stream = make_stream(replace(PLAN, budget=replace(PLAN.budget, turn_latents=10)))
+    frames = moving_frames(36)  # 10 latents, which are all that one turn takes
+    for _ in stream.slices(frames):
+        assert stream.state.encoder is None
+        assert (stream.state.taken, stream.state.planned) == (36, 10)
+    assert turns == [0]
+
+    turns.clear()
+    stream = make_stream(replace(PLAN, budget=replace(PLAN.budget, turn_latents=6)))
+    most = max(stream.state.taken - stream.state.given for _ in stream.slices(frames))
+    assert turns == [0, 5]  # windows of 5 with 1 shared: one after 6 latents, two after all 10
+    assert most < 36
 
 
 def tensors(state: ShotState) -> list[Tensor]:

@@ -67,7 +67,8 @@ def pairs_of_frames() -> list[Tensor]:
     for frames, history in ((5, None), (4, None), (4, small(2, 7, 9, 32, seed=4)), (5, small(2, 7, 9, 32, seed=4))):
         x, bias = small(frames, 7, 9, 32) + 40, small(32, seed=2)
         for shift in (None, bias):
-            pairs = pair_ops.norm_silu_pairs(x, shift, fused_ops.moments(x, shift, 8), norm_of(32), history)
+            past = None if history is None else history.clone()
+            pairs = pair_ops.norm_silu_pairs(x, shift, fused_ops.moments(x, shift, 8), norm_of(32), past)
             results += [*pairs.factors, pairs.tail, *([] if pairs.head is None else [pairs.head])]
     products = [small(3, 7, 9, 32, seed=seed) + 40 for seed in (5, 6, 7, 8)]
     buffer = torch.full((6, 8, 10, 32), 7.0, device=DEVICE)
