@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from inference.diffusion import denoise
 from models.dit import DiT
 from models.fused_ops import plain_pytorch
+from models.vae_memory import VAEMemory
 from models.video_vae import VideoVAE
 
 MAX_RATIO = 1.2
 SIZES = ((5, 96, 144), (9, 112, 208), (13, 80, 80), (1, 240, 176))
 """Frames, height, width of the clips; sizes are multiples of 16, latent windows come out uneven."""
+
+_MOVED_SIZE = (352, 640)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,31 @@ def compare(dit: DiT, vae: VideoVAE, text: Tensor, *, fp8: bool = False) -> list
         dit.use_fp8()
         runs.append(_run_all(steps, (dit, vae), inputs, dtype))
     return [Accuracy(*key, *(_distance(run[key], exact[key]) for run in runs)) for key in exact]
+
+
+@torch.inference_mode()
+def same_with_moved_states(vae: VideoVAE) -> bool:
+    """Whether a clip comes to the same bits with the histories on the host, where copies run beside the computation.
+
+    ``vae`` is prepared.
+    """
+    parameter = next(vae.parameters())
+    video = torch.rand(1, 3, 21, *_MOVED_SIZE, device=parameter.device, dtype=parameter.dtype) * 2 - 1
+    latent = torch.randn(
+        1, vae.config.latent_channels, 6, *(side // 8 for side in _MOVED_SIZE), device=video.device, dtype=video.dtype
+    )
+    results = []
+    for memory in (VAEMemory(2), VAEMemory(2, states_on_host=True), VAEMemory(2, states_on_host=True)):
+        parts, encoding, decoding = [], None, None
+        for frames in video.split([5, 4, 4, 4, 4], dim=2):
+            posterior, encoding = vae.encode(frames, encoding, memory=memory)
+            parts.append(posterior.mean)
+        for piece in latent.split(1, dim=2):
+            pictures, decoding = vae.decode(piece, decoding, memory=memory)
+            parts.append(pictures)
+        results.append(parts)
+    device, *moved = results
+    return all(torch.equal(a, b) for parts in moved for a, b in zip(device, parts, strict=True))
 
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -78,14 +78,11 @@ def measure_job(
     source = clip or (find_clips(GROUND_TRUTH) if GROUND_TRUTH.is_dir() else find_clips(SAMPLES))[-1]
     frames, fps = read_clip(source)
     frames = repeat_to(crop_to_multiple(frames, 2), round(seconds * fps))
-    device = next(vae.parameters()).device
     with tempfile.TemporaryDirectory() as folder, quiet(vae):
         small = Path(folder) / "in.mp4"
         write_h264(small, frames, Fraction(fps), 18)
         for name in ("warm.mp4", "out.mp4"):
-            meter = Meter(device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            meter = Meter(next(vae.parameters()).device)
             job = prepare(small, Path(folder) / name, RestoreSettings(resolution=short_side))
             start = time.perf_counter()
             result = run(job, models, Tracker(meter), Path(folder) / "work")
@@ -95,7 +92,7 @@ def measure_job(
         num_frames=result.frames,
         size=(job.size.width, job.size.height),
         seconds={**meter.seconds(), "total": total},
-        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        peak_bytes=meter.peak_device_bytes() or 0,
     )
 
 

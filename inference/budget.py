@@ -62,17 +62,20 @@ class Budget:
         """Frames of a turn. In shorter shots no state outlives its turn, so that none has to be moved."""
         return latents_to_frames(self.turn_latents)
 
+    def has_more_turns(self, num_frames: int | None) -> bool:
+        """Whether a shot of at most `num_frames`, None for any number, may take more than one turn."""
+        return num_frames is None or num_frames >= self.turn_frames
+
     def moved(self, num_frames: int | None = None) -> tuple[str, ...]:
         """What is moved to host memory, in words, for shots of at most `num_frames`; None for any number."""
-        parks = self.parks_states and not self.states_on_host
-        has_more_turns = num_frames is None or num_frames >= self.turn_frames
+        parks = self.parks_states and not self.states_on_host and self.has_more_turns(num_frames)
         states = "the VAE's states between turns"
         if self.turn_latents > 1:
             states += f" of {self.turn_frames} frames"
         return tuple(
             words
             for is_moved, words in (
-                (parks and has_more_turns, states),
+                (parks, states),
                 (self.states_on_host, "the VAE's states"),
                 (self.offloads_dit, "the transformer's weights"),
             )
@@ -85,7 +88,8 @@ class Need:
     """What a plan is made for: networks, number format, padded picture size.
 
     `fp8`: the transformer's large products are in 8 bits. `num_frames`: of the longest shot, where that is known to be
-    short (4n+1); None stands for any number.
+    short (4n+1); None stands for any number. `clip_frames`: of all shots together, as far as the file says. `source`:
+    size of its pictures; None stands for the padded size.
     """
 
     dit: DiTConfig
@@ -94,6 +98,13 @@ class Need:
     size: Size
     fp8: bool = False
     num_frames: int | None = None
+    clip_frames: int | None = None
+    source: Size | None = None
+
+    @property
+    def most_frames(self) -> int | None:
+        """No shot has more than these; None stands for any number."""
+        return min((count for count in (self.num_frames, self.clip_frames) if count is not None), default=None)
 
     @property
     def is_image(self) -> bool:
@@ -103,7 +114,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Most device memory in each turn, in bytes, weights included; and the host memory that what is moved takes."""
+    """Most device memory in each turn, in bytes, weights included; and the host memory for what is moved or waits."""
 
     encode: int
     denoise: int
@@ -140,9 +151,11 @@ _PARKED: dict[str, Any] = {"parks_states": True, "turn_latents": TURN_LATENTS}
 _MOVES: tuple[dict[str, Any], ...] = ({}, _PARKED, {**_PARKED, "offloads_dit": True})
 """What is moved, once for each turn: faster pieces are worth it, and a longer window is, too."""
 
+_MOVES_OFTEN: tuple[dict[str, Any], ...] = ({"parks_states": True}, {"parks_states": True, "offloads_dit": True})
+"""The same with turns of a window, for which fewer source frames wait, where main memory is little."""
+
 _MOVES_MOST: dict[str, Any] = {"parks_states": True, "offloads_dit": True, "states_on_host": True}
-"""Every history moves with every slice, and again for each piece at full size, when nothing else helps; then turns of a
-window are long enough."""
+"""Every history moves with every slice, and again for each piece at full size, when nothing else helps."""
 
 _CPU_LATENTS = 9
 
@@ -151,8 +164,9 @@ def candidates(window_latents: int = 0, *, is_image: bool = False) -> Iterator[B
     """All plans for a card, the best first. `window_latents` > 0 is the user's own choice."""
     windows = (1,) if is_image else (window_latents,) if window_latents else _LATENTS
     kinds = (_FAST_PIECES, _SMALL_PIECES)
-    for window, pieces, moves in product(windows, kinds, _MOVES):
-        yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
+    for row in (_MOVES, _MOVES_OFTEN):
+        for window, pieces, moves in product(windows, kinds, row):
+            yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
     for pieces, window in product(kinds, windows):
         yield from (Budget(frames, latents, window, most, **_MOVES_MOST) for frames, latents, most in pieces)
 
@@ -223,19 +237,22 @@ def predict(budget: Budget, need: Need) -> Prediction:
     dit = dit_weights(need.dit, dtype, need.fp8)
     window = dit_footprint(need.dit, budget.window_latents, size.width, size.height, dtype, need.fp8)
     encoder, decoder = (0, 0) if budget.parks_states else (part.encode_state, part.decode_state)
-    turn = budget.turn_frames if need.num_frames is None else min(budget.turn_frames, need.num_frames)
+    # A turn begins with what the one before left over, which is less than a window, and ends with a whole slice.
+    waiting = budget.turn_latents + budget.window_latents + budget.encode_frames // 4
+    if need.most_frames is not None:
+        waiting = min(waiting, frames_to_latents(need.most_frames))
     always = vae_weights(need.vae, dtype) + part.pair_taps + (0 if budget.offloads_dit else dit)
     encoded, restored = (
-        latent_bytes(need.vae, frames_to_latents(turn), size.width, size.height, kind)
-        for kind in (dtype, torch.float32)
+        latent_bytes(need.vae, waiting, size.width, size.height, kind) for kind in (dtype, torch.float32)
     )
     frames = 1 if need.is_image else 4 * budget.decode_latents
     finish = finish_footprint(frames, size.width, size.height)
     own_state = 0 if budget.states_on_host else part.decode_state
-    host = dit if budget.offloads_dit else 0
-    if budget.parks_states:
-        sources = turn * 3 * size.width * size.height  # rarely larger than the result
-        host += part.encode_histories + part.decode_histories + sources
+    source = need.source or size
+    host = latents_to_frames(waiting) * 3 * source.width * source.height
+    host += dit if budget.offloads_dit else 0
+    if budget.states_on_host or (budget.parks_states and budget.has_more_turns(need.most_frames)):
+        host += part.encode_histories + part.decode_histories
     return Prediction(
         encode=always + part.encode_peak + decoder + encoded,
         denoise=always + (dit if budget.offloads_dit else 0) + window + encoder + decoder + encoded + restored,

@@ -3,17 +3,18 @@
 At the end of a unit the encoder still holds some forty frames, and a disk in a network takes its time to make files
 durable; a card that waits for them stands still. So a unit whose last frame was handed over is pending: what going on
 after it needs is taken down at once, as it stands at this boundary, and a thread does the rest, up to the record with
-which the unit is finished. At most one unit is pending. A crash loses that one and the one in work.
+which the unit is finished. At most one unit is pending. A crash loses that one and the one in work, with all that was
+encoded and restored for later ones.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from inference.shot import ShotStream
 from inference.tracker import Tracker
 from inference.units import Bookmark, UnitStore
 
+Taken = TypeVar("Taken")
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
@@ -111,8 +113,13 @@ class UnitWriter:
         with self._tracker.measure("hand over"):
             for picture, time in zip(pictures, times, strict=True):
                 self._segment.write(picture, time)
-        if self._pending is not None and self._pending.wait(0):
-            self._settle()
+        self._look()
+
+    def watch(self, frames: Iterable[Taken]) -> Iterator[Taken]:
+        """`frames` as they are; a unit that is finished while they are taken is told of, and an error is raised."""
+        for frame in frames:
+            yield frame
+            self._look()
 
     def end(self, shot: int, stream: ShotStream, taken: TakenFrames, detector: ShotDetector | None) -> None:
         """The unit in work has all its frames: take down where `stream`, `taken` and `detector` stand after it."""
@@ -123,6 +130,10 @@ class UnitWriter:
             bookmark = write_bookmark(path, stream, taken, detector, is_kept=self._is_kept)
         self._pending = PendingUnit(self._store, self._segment, shot, bookmark)
         self._segment, self._number = None, self._number + 1
+
+    def _look(self) -> None:
+        if self._pending is not None and self._pending.wait(0):
+            self._settle()
 
     def _settle(self) -> None:
         """Wait until the pending unit is finished; may be stopped meanwhile. Raises MediaError if it cannot be."""

@@ -107,7 +107,8 @@ def run(
 
 
 def unit_frames(fps: Fraction, device_type: str) -> int:
-    """The most frames of a unit. A crash costs one or two units; finished ones can be watched early.
+    """The most frames of a unit. A crash costs one or two units, and what of the turn in work was not decoded yet
+    (`inference.shot`); finished ones can be watched early.
 
     A whole number of the encoder's groups of two seconds, so that no key frame is wasted: one on a CPU, where it takes
     long enough; five on CUDA, where a state of up to gigabytes goes to the disk after each unit.
@@ -138,6 +139,8 @@ def _need(job: Job, models: Models) -> Need:
         fp8=models.dit.is_fp8,
         size=padded_size(job.size),
         num_frames=1 if job.info.is_image else None,
+        clip_frames=job.info.num_frames,
+        source=job.info.size,
     )
 
 
@@ -255,7 +258,7 @@ class _Video:
                 self._tracker.begin_shot(shot)
                 stream = ShotStream(self._models, self._plan, self._tracker, first_frame, state, start.latest)
                 start.latest.clear()
-                for pictures in stream.slices(taken.follow(frames)):
+                for pictures in stream.slices(units.watch(taken.follow(frames))):
                     units.write(pictures, taken.give(len(pictures)))
                     if units.num_frames + self._plan.slice_frames > self._frames_per_unit:
                         units.end(shot, stream, taken, start.detector)

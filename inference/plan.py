@@ -50,7 +50,6 @@ class JobPlan:
     def to_rows(self) -> list[tuple[str, str]]:
         """What it says, as names and words."""
         budget, prediction = self.budget, self.prediction
-        moved = budget.moved(self.frames)
         most = "" if budget.max_frames is None else f", {budget.max_frames} at full size at a time"
         rows = [
             ("model", f"{self.model} in {self.precision}"),
@@ -58,14 +57,14 @@ class JobPlan:
             ("result", f"{self.size}" + ("" if self.frames is None else f", {self.frames} frames")),
             ("window", f"{latents_to_frames(budget.window_latents)} frames"),
             ("slices", f"{budget.encode_frames} frames encoded, {4 * budget.decode_latents} decoded{most}"),
-            ("moved", " and ".join(moved) or "nothing"),
+            ("moved", " and ".join(budget.moved(self.frames)) or "nothing"),
         ]
         if prediction is not None and self.memory is not None:
             parts = (("encode", prediction.encode), ("denoise", prediction.denoise), ("decode", prediction.decode))
             words = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
             rows.append(("device memory", f"{prediction.device / GIB:.1f} of {self.memory / GIB:.1f} GiB ({words})"))
-            if moved:
-                rows.append(("main memory", f"{prediction.host / GIB:.1f} GiB for what is moved"))
+            if prediction.host >= 0.05 * GIB:
+                rows.append(("main memory", f"{prediction.host / GIB:.1f} GiB for what is moved or waits for its turn"))
         return rows
 
 
@@ -97,6 +96,8 @@ def plan_job(source: Path, settings: Settings, memory_gib: float | None = None) 
         fp8=fp8,
         size=padded_size(size),
         num_frames=1 if info.is_image else None,
+        clip_frames=info.num_frames,
+        source=info.size,
     )
     budget = plan_budget(device, need, frames_to_latents(settings.restore.window), memory)
     return JobPlan(

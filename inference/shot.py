@@ -195,13 +195,13 @@ class ShotStream:
         self._tracker.advance(Work.ENCODE, len(part))
 
     def _denoise_turn(self, window: Window) -> None:
-        """Restore a window, and those that follow it up to the end of the transformer's turn."""
+        """Restore a window, and all that follow it from what the encoder's turn has brought."""
         self._park(self.state.encoder, self.state.decoder)
-        goal = self.state.planned + self._plan.budget.turn_latents
         with onload(self._models.dit, self._device):
-            self._denoise(window)
-            while self.state.planned < goal and (following := self._next_window()) is not None:
+            following: Window | None = window
+            while following is not None:
                 self._denoise(following)
+                following = self._next_window()
 
     def _denoise(self, window: Window) -> None:
         """Restore one window, join it to the one before, and drop the latents that no later window needs."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from models.causal_conv import VAEState
+from models.host_copies import HostCopies
 from models.vae_memory import VAEMemory, to_host
 
 
@@ -22,11 +24,13 @@ class BufferStream:
         state: VAEState | None,
         on_step: Callable[[], None] | None = None,
         memory: VAEMemory | None = None,
+        copies: HostCopies | None = None,
     ) -> None:
         self._old = None if state is None else state.histories
         self._new: list[Tensor] = []
         self._taken: Tensor | None = None
-        self.on_step, self.memory = on_step, memory or VAEMemory()
+        self._last_taken = 0
+        self.on_step, self.memory, self.copies = on_step, memory or VAEMemory(), copies or HostCopies()
         self.num_frames = 0 if state is None else state.num_frames
 
     @property
@@ -42,7 +46,7 @@ class BufferStream:
         """
         frames, *frame = shape
         buffer = like.new_empty(past + frames, *frame)
-        if (history := self._take((past, *frame))) is not None:
+        if (history := self._take((past, *frame), like.device)) is not None:
             buffer[:past].copy_(history, non_blocking=True)
         return buffer
 
@@ -51,12 +55,13 @@ class BufferStream:
 
         It is the caller's, who may write into it. `keep` has to be called with the one that takes its place.
         """
-        history = self._take(shape)
-        if history is None or (history.device == like.device and not self.memory.states_on_host):
+        history = self._take(shape, like.device)
+        if history is None or (history.device == like.device and history is not self._taken):
             return history
         return like.new_empty(shape).copy_(history, non_blocking=True)
 
-    def _take(self, shape: Sequence[int]) -> Tensor | None:
+    def _take(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
+        """The next history, where it is."""
         if self._old is None:
             return None
         history = self._old.pop(0) if self._old else None
@@ -65,9 +70,17 @@ class BufferStream:
                 "This streaming state belongs to another model, direction or frame size; pass the state that the "
                 "previous slice of the same clip returned, or None to start a clip."
             )
-        if self.memory.states_on_host:
-            self._taken = history
-        return history
+        if not self.memory.states_on_host:
+            return history
+        self._taken = history
+        arrived = self.copies.arrived(history)
+        # Where histories become smaller, most memory is in use: the large one has to leave, and none is fetched early.
+        if history.numel() < self._last_taken:
+            self.copies.settle()
+        self._last_taken = history.numel()
+        if self.memory.may_pair and self._old and self._old[0].numel() >= history.numel():
+            self.copies.fetch(self._old[0], device)
+        return arrived
 
     def seal(self, buffer: Tensor, past: int, kept: int) -> None:
         """The new frames of ``buffer`` are written: a clip's start gets its past, and the end is kept."""
@@ -81,8 +94,9 @@ class BufferStream:
         if self.on_step is not None:
             self.on_step()
         if self.memory.states_on_host:
-            # What was just read back is of the same shape, and its copy stands before this one in the queue.
-            self._new.append(to_host(history, self._taken))
+            # What was just read back is of the same shape, and its copy is done before this one begins.
+            copy = to_host if is_part else self.copies.leave
+            self._new.append(copy(history, self._taken))
         else:
             self._new.append(history.clone() if is_part else history)
         self._taken = None
@@ -93,11 +107,12 @@ class BufferStream:
         It takes the histories of these steps from those of this stream, and no others.
         """
         state = None if self._old is None else VAEState(self._old, self.num_frames)
-        return BufferStream(state, self.on_step, self.memory)
+        return BufferStream(state, self.on_step, self.memory, self.copies)
 
     def following(self, num_frames: int) -> BufferStream:
         """The nested stream for the next sub-slice, after this one of ``num_frames`` frames."""
-        return BufferStream(VAEState(self._new, self.num_frames + num_frames), self.on_step, self.memory)
+        self.copies.settle()  # what left in this sub-slice is read back in the next one
+        return BufferStream(VAEState(self._new, self.num_frames + num_frames), self.on_step, self.memory, self.copies)
 
     def join(self, last: BufferStream) -> None:
         """Takes over what the last nested stream left."""

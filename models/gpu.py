@@ -361,7 +361,12 @@ class FastVAE:
         if len(x) != 1:
             raise ValueError(f"The fast form takes one clip at a time, not {len(x)}; call it for each.")
         stream = BufferStream(state, on_step, memory)
-        result, state = network(x, stream), stream.finish(x.shape[2])
+        try:
+            result, state = network(x, stream), stream.finish(x.shape[2])
+        except BaseException:
+            stream.copies.give_up(x.device)
+            raise
+        stream.copies.settle()
         if stream.memory.states_on_host:
             wait_for_host_copies(x.device)  # a state may be written to a file at once
         return result, state

@@ -67,7 +67,7 @@ def norm_silu_pairs(
         return _split_plainly(x, bias, moments, norm, history, count)
     factors = [x.new_empty(count, *frame) for _ in range(4)]
     head = x.new_empty(1, *frame) if starts_clip else None
-    # Who computes a pixel has read its history by then.
+    # The thread that writes a pixel's new history has read its old one: both are accessed by the same layout.
     tail = x.new_empty(2 + rest, *frame) if history is None or rest else history
     if not x.is_meta:
         from models.kernels import pairs as kernels
@@ -119,4 +119,4 @@ def _split_plainly(
     head = normed[:1] if history is None else None
     frames = torch.cat([normed[:1], normed] if history is None else [history, normed])
     a, b, c, d = (frames[start : start + 2 * count : 2] for start in range(4))
-    return Pairs([a - c, b + c, c - b, b - d], head, frames[2 * count :])
+    return Pairs([a - c, b + c, c - b, b - d], head, frames[2 * count :].clone())

@@ -104,7 +104,8 @@ def test_each_thing_that_is_given_up_makes_the_need_smaller() -> None:
 
     assert decodes == sorted(set(decodes), reverse=True)
     assert shorter < longer
-    assert predict(plans[-1], need).host > predict(plans[-3], need).host > predict(plans[0], need).host == 0
+    hosts = [predict(plan, need).host for plan in plans]
+    assert hosts[-1] >= hosts[-2] > hosts[-3] > hosts[-4] == pytest.approx(4 * 27 * 1280 * 720 * 3, rel=0.05)
 
 
 def test_a_clip_that_is_known_to_be_short_needs_less() -> None:
@@ -112,7 +113,7 @@ def test_a_clip_that_is_known_to_be_short_needs_less() -> None:
     needs = [predict(plan, replace(need_of(HD), num_frames=frames)) for frames in (5, 21, 33, None)]
     encodes, decodes = ([need.encode for need in needs], [need.decode for need in needs])
 
-    assert encodes[0] < encodes[1] < encodes[2] == encodes[3]
+    assert encodes[0] < encodes[1] < encodes[2] == pytest.approx(encodes[3], rel=1e-3)
     assert decodes[0] < decodes[1] < decodes[2] <= decodes[3]  # 33 frames are 9 latents, with a single one left over
 
 
@@ -133,6 +134,24 @@ def test_what_waits_for_its_turn_is_counted() -> None:
     assert first.denoise - second.denoise == 95 * latent * 6
     assert first.decode - second.decode == 95 * latent * 4
     assert first.host - second.host == 380 * 1280 * 720 * 3
+
+
+def test_histories_need_main_memory_only_where_they_are_moved() -> None:
+    plan, need = Budget(4, 1, 25, 2, **PARKED), need_of(FULL_HD)
+    short, long = (predict(plan, replace(need, clip_frames=frames)).host for frames in (380, 381))
+    small, large = (predict(plan, replace(need, source=size)).host for size in (HD, UHD))
+
+    assert short == 381 * 3 * 1920 * 1088
+    assert long > short + 20 * GIB
+    assert large - small == 485 * 3 * (3840 * 2160 - 1280 * 720)  # of a turn, a window and a slice
+
+
+def test_with_little_main_memory_turns_are_short(host_gib: Any) -> None:
+    host_gib(24.5)
+
+    assert plan_on_card(32, FULL_HD) == Budget(4, 1, 25, 2, parks_states=True)
+    need = replace(need_of(FULL_HD), source=Size(960, 540))
+    assert plan_budget(CUDA, need, memory=32 * GIB) == Budget(4, 1, 25, 2, **PARKED)
 
 
 def test_a_larger_card_never_gets_a_shorter_window_with_states_on_the_device() -> None:

@@ -211,6 +211,34 @@ def test_what_goes_wrong_with_the_pending_unit_does_not_hide_why_the_job_stops(
     assert "the disk is full" in caplog.text
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_end_of_a_pending_unit_is_noticed_while_frames_are_taken(
+    work: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """And not only when the next frames are written, which may be a whole turn of the encoder later."""
+    finished: list[int] = []
+    told = Tracker(Meter(torch.device("cpu")), lambda progress: finished.append(progress.units))
+    units = pending.UnitWriter(UnitStore(work, {}, {}), None, told, is_kept=False)  # type: ignore[arg-type]
+
+    class Over:
+        def wait(self, _: float | None = None) -> bool:
+            return True
+
+        def raise_error(self) -> None:
+            if fails:
+                raise MediaError("The disk is full.")
+
+    frames = units.watch(iter("abc"))
+    assert next(frames) == "a"
+    monkeypatch.setattr(units, "_pending", Over())
+    if fails:
+        with pytest.raises(MediaError, match="full"):
+            next(frames)
+    else:
+        assert list(frames) == ["b", "c"]
+        assert finished == [1]
+
+
 def test_at_most_one_unit_is_pending_and_progress_tells_of_finished_ones_only(
     restore: Restore, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

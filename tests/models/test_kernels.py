@@ -115,6 +115,13 @@ KERNELS: list[tuple[str, str, dict[str, str], dict[str, int], int]] = [
         {"C": 256, "G": 32, "PIXELS": 8, "HAS_BIAS": 1, "HAS_HISTORY": 0, "HAS_REST": 1}, 4,
     ),
     (
+        "pairs", "norm_silu_pairs_kernel",
+        {"x": HALF, "x_bias": HALF, "moments": SINGLE, "weight": HALF, "bias": HALF, "history": HALF, "first": HALF,
+         "second": HALF, "third": HALF, "fourth": HALF, "head": HALF, "tail": HALF, "num_pixels": INT,
+         "num_pairs": INT, "eps": FLOAT},
+        {"C": 512, "G": 32, "PIXELS": 4, "HAS_BIAS": 0, "HAS_HISTORY": 1, "HAS_REST": 0}, 4,
+    ),
+    (
         "pairs", "join_pairs_kernel",
         {"first": HALF, "second": HALF, "third": HALF, "fourth": HALF, "bias": HALF, "residual": HALF, "out": HALF,
          "partial": SINGLE, "num_pixels": INT, "width": INT, "out_frame": LONG, "out_row": LONG},
