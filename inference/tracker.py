@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 
 from inference.meter import Meter
-from inference.progress import Cancellation, Progress, Report, Speedometer, Stage
+from inference.pace import Pace
+from inference.progress import Cancellation, Progress, Report, Stage
 
 
 class Work(StrEnum):
@@ -19,9 +20,9 @@ class Work(StrEnum):
     DECODE = "decode"
 
 
-# Rough shares of the time a frame takes. They only smooth the display: a window of frames is encoded, denoised and
-# decoded in turn, and without shares the frame count would stand still and then jump.
-_SHARES = {Work.ENCODE: 0.3, Work.DENOISE: 0.2, Work.DECODE: 0.5}
+# Rough shares of the time a frame takes. They only smooth the display: a window of frames, or a whole turn, is encoded,
+# denoised and decoded one after the other, and without shares the frame count would stand still and then jump.
+_SHARES: dict[str, float] = {Work.ENCODE: 0.3, Work.DENOISE: 0.2, Work.DECODE: 0.5}
 
 
 class Tracker:
@@ -30,7 +31,7 @@ class Tracker:
     def __init__(self, meter: Meter, report: Report | None = None, cancellation: Cancellation | None = None) -> None:
         self._meter, self._report = meter, report
         self._cancellation = cancellation or Cancellation()
-        self._speed: Speedometer | None = None
+        self._pace: Pace | None = None
         self._work: dict[Work, int] = defaultdict(int)
         self._total: int | None = None
         self._stage, self._shot, self._units = Stage.PREPARE, 0, 0
@@ -50,7 +51,7 @@ class Tracker:
         self._stage = stage
         self._total = frames_total if frames_total is not None else self._total
         if stage is Stage.RESTORE:
-            self._speed = Speedometer()
+            self._pace = Pace(_SHARES)
         self._tell()
 
     def loaded(self, done: int, total: int) -> None:
@@ -63,7 +64,7 @@ class Tracker:
         """An earlier run of the job has done that much work; the speed counts from here."""
         self._work.update(frames)
         self._units = units
-        self._speed = Speedometer(frames_done=self._done())
+        self._pace = Pace(_SHARES)
         self._tell()
 
     def finish_unit(self) -> None:
@@ -84,20 +85,27 @@ class Tracker:
         """`num_frames` more frames have had `work` done."""
         self.check()
         self._work[work] += num_frames
+        if self._pace is not None:
+            self._pace.add(work, num_frames)
         self._tell()
 
     def _tell(self) -> None:
         done = self._done()
         total = self._total if self._total is None else max(self._total, done)
-        speed, left = self._speed.update(done, total) if self._speed else (None, None)
-        low, high = (self._speed.spread(done, total) if self._speed else None) or (None, None)
+        left: dict[str, int] = {work: max(0, (total or 0) - self._work[work]) for work in Work}
+        estimate = None if self._pace is None else self._pace.estimate(left)
+        speed = seconds = low = high = None
+        if estimate is not None:
+            speed = estimate.frames_per_second
+        if estimate is not None and total is not None:
+            seconds, low, high = estimate.seconds, estimate.low, estimate.high
         if self._report is not None:
             self._report(
                 Progress(
-                    self._stage, done, total, speed, left, self._shot, self._num_shots,
+                    self._stage, done, total, speed, seconds, self._shot, self._num_shots,
                     units=self._units, eta_low_s=low, eta_high_s=high,
                 )
             )  # fmt: skip
 
     def _done(self) -> int:
-        return int(sum(share * self._work[work] for work, share in _SHARES.items()) + 1e-6)
+        return int(sum(_SHARES[work] * self._work[work] for work in Work) + 1e-6)

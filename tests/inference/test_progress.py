@@ -11,7 +11,7 @@ import torch
 from inference.console import to_clock, to_numbers
 from inference.errors import CancelledError
 from inference.meter import Meter, peak_process_bytes
-from inference.progress import Cancellation, Progress, Speedometer, Stage
+from inference.progress import Cancellation, Progress, Stage
 from inference.tracker import Tracker, Work
 from inference.worker_process import Throttle
 
@@ -41,67 +41,6 @@ def test_a_cancellation_is_quiet_until_another_thread_asks() -> None:
     thread.join(10)
     with pytest.raises(CancelledError):
         cancellation.check()
-
-
-def test_speed_and_time_left_follow_from_the_frames_done() -> None:
-    clock = Clock()
-    speed = Speedometer(clock)
-    clock.now += 4
-
-    assert speed.update(8, 20) == (2.0, 6.0)
-
-
-def test_speed_forgets_what_is_long_ago() -> None:
-    clock = Clock()
-    speed = Speedometer(clock)
-    for second in range(1, 101):
-        clock.now += 1
-        now, _ = speed.update(second if second < 50 else 50 + 3 * (second - 50), None)
-
-    assert now == pytest.approx(3.0)
-
-
-def test_speed_is_unknown_before_the_first_frame() -> None:
-    clock = Clock()
-    speed = Speedometer(clock)
-    clock.now += 5
-
-    assert speed.update(0, 20) == (None, None)
-
-
-def test_what_an_earlier_process_has_done_does_not_count_for_the_speed() -> None:
-    clock = Clock()
-    speed = Speedometer(clock, frames_done=100)
-    clock.now += 4
-
-    assert speed.update(108, 120) == (2.0, 6.0)
-
-
-def test_the_time_left_is_a_range_from_the_slowest_to_the_fastest_recent_speed() -> None:
-    clock = Clock()
-    speed = Speedometer(clock)
-    frames = 0
-    for second in range(120):
-        clock.now += 1
-        frames += 1 if second < 100 else 3  # faster in the last 20 seconds
-        speed.update(frames, 1000)
-
-    low, high = speed.spread(frames, 1000) or (0.0, 0.0)
-    left = 1000 - frames
-    assert low == pytest.approx(0.9 * left / 3)
-    assert high == pytest.approx(1.1 * left / (frames / 120))
-
-
-def test_no_range_is_told_in_the_first_seconds_or_while_nothing_moves() -> None:
-    clock = Clock()
-    speed = Speedometer(clock)
-    clock.now += 5
-    speed.update(8, 20)
-    assert speed.spread(8, 20) is None
-    for _ in range(60):
-        clock.now += 1
-        speed.update(8, 20)
-    assert speed.spread(8, 20) is None
 
 
 def test_the_tracker_tells_the_shots_found_so_far() -> None:
