@@ -37,3 +37,18 @@ def grow_segments() -> None:
     """
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def hand_back_page_locked() -> None:
+    """Gives the system back what PyTorch keeps of freed page-locked memory, up to all of it after a job that moved
+    things. Nobody else can use it, and who plans would count it as taken. Does nothing without a CUDA card.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    # The public name is newer than torch 2.11; the other one is the same function, in builds for CUDA.
+    accelerator = getattr(torch, "accelerator", None)
+    empty = getattr(accelerator, "empty_host_cache", None) or getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()

@@ -7,7 +7,7 @@ CPU the pieces are small and always the same, so that a result does not depend o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class Budget:
     def turn_frames(self) -> int:
         """Frames of a turn. In shorter shots no state outlives its turn, so that none has to be moved."""
         return latents_to_frames(self.turn_latents)
+
+    @property
+    def moves_things(self) -> bool:
+        """Whether anything may be moved to host memory."""
+        return self.parks_states or self.offloads_dit
 
     def has_more_turns(self, num_frames: int | None) -> bool:
         """Whether a shot of at most `num_frames`, None for any number, may take more than one turn."""
@@ -151,9 +156,6 @@ _PARKED: dict[str, Any] = {"parks_states": True, "turn_latents": TURN_LATENTS}
 _MOVES: tuple[dict[str, Any], ...] = ({}, _PARKED, {**_PARKED, "offloads_dit": True})
 """What is moved, once for each turn: faster pieces are worth it, and a longer window is, too."""
 
-_MOVES_OFTEN: tuple[dict[str, Any], ...] = ({"parks_states": True}, {"parks_states": True, "offloads_dit": True})
-"""The same with turns of a window, for which fewer source frames wait, where main memory is little."""
-
 _MOVES_MOST: dict[str, Any] = {"parks_states": True, "offloads_dit": True, "states_on_host": True}
 """Every history moves with every slice, and again for each piece at full size, when nothing else helps."""
 
@@ -161,12 +163,14 @@ _CPU_LATENTS = 9
 
 
 def candidates(window_latents: int = 0, *, is_image: bool = False) -> Iterator[Budget]:
-    """All plans for a card, the best first. `window_latents` > 0 is the user's own choice."""
+    """All plans for a card, the best first; those with long turns may also be had with `shorter_turns`.
+
+    `window_latents` > 0 is the user's own choice.
+    """
     windows = (1,) if is_image else (window_latents,) if window_latents else _LATENTS
     kinds = (_FAST_PIECES, _SMALL_PIECES)
-    for row in (_MOVES, _MOVES_OFTEN):
-        for window, pieces, moves in product(windows, kinds, row):
-            yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
+    for window, pieces, moves in product(windows, kinds, _MOVES):
+        yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
     for pieces, window in product(kinds, windows):
         yield from (Budget(frames, latents, window, most, **_MOVES_MOST) for frames, latents, most in pieces)
 
@@ -192,13 +196,23 @@ def plan_budget(
     limit = memory * ROOM
     if after is not None:
         limit = min(limit, predict(after, need).device * _LESS)
-        plans = plans[plans.index(after) + 1 :] if after in plans else plans
-    predicted = ((plan, predict(plan, need)) for plan in plans)
-    fitting = (plan for plan, parts in predicted if parts.device <= limit and parts.host <= host * ROOM)
-    best = next(fitting, None)
-    if best is None:
-        raise DeviceMemoryError(_does_not_fit(need, plans, memory, host, is_again=after is not None))
-    return best
+        tried = next((index for index, plan in enumerate(plans) if after in (plan, shorter_turns(plan))), -1)
+        plans = plans[tried + 1 :]
+    least_host: int | None = None
+    for plan in plans:
+        if predict(plan, need).device > limit:
+            continue
+        for fitting in (plan, shorter_turns(plan)):
+            needed = predict(fitting, need).host
+            if needed <= host * ROOM or not fitting.moves_things:
+                return fitting
+            least_host = needed if least_host is None else min(least_host, needed)
+    raise DeviceMemoryError(_does_not_fit(need, plans, memory, host, least_host, is_again=after is not None))
+
+
+def shorter_turns(plan: Budget) -> Budget:
+    """The same with turns of a window, for which fewer source frames wait: for machines with little main memory."""
+    return replace(plan, turn_latents=1)
 
 
 def usable_memory(device: torch.device) -> int:
@@ -241,7 +255,7 @@ def predict(budget: Budget, need: Need) -> Prediction:
     waiting = budget.turn_latents + budget.window_latents + budget.encode_frames // 4
     if need.most_frames is not None:
         waiting = min(waiting, frames_to_latents(need.most_frames))
-    always = vae_weights(need.vae, dtype) + part.pair_taps + (0 if budget.offloads_dit else dit)
+    always = vae_weights(need.vae, dtype) + part.pair_taps + (0 if budget.offloads_dit else dit.device)
     encoded, restored = (
         latent_bytes(need.vae, waiting, size.width, size.height, kind) for kind in (dtype, torch.float32)
     )
@@ -250,30 +264,32 @@ def predict(budget: Budget, need: Need) -> Prediction:
     own_state = 0 if budget.states_on_host else part.decode_state
     source = need.source or size
     host = latents_to_frames(waiting) * 3 * source.width * source.height
-    host += dit if budget.offloads_dit else 0
+    host += dit.host if budget.offloads_dit else 0
     if budget.states_on_host or (budget.parks_states and budget.has_more_turns(need.most_frames)):
         host += part.encode_histories + part.decode_histories
     return Prediction(
         encode=always + part.encode_peak + decoder + encoded,
-        denoise=always + (dit if budget.offloads_dit else 0) + window + encoder + decoder + encoded + restored,
+        denoise=always + (dit.device if budget.offloads_dit else 0) + window + encoder + decoder + encoded + restored,
         decode=always + max(part.decode_peak, own_state + finish) + encoder + restored,
         host=host,
     )
 
 
-def _does_not_fit(need: Need, plans: list[Budget], memory: int, host: int, *, is_again: bool) -> str:
-    """The sentence for a size that no plan makes fit."""
+def _does_not_fit(
+    need: Need, plans: list[Budget], memory: int, host: int, least_host: int | None, *, is_again: bool
+) -> str:
+    """The sentence for a size that no plan makes fit; `least_host` of those for which the device has enough."""
     least = min((predict(plan, need) for plan in plans), key=lambda parts: parts.device, default=None)
     advice = "choose a smaller size (restore.resolution)"
     if not need.is_image and len({plan.window_latents for plan in plans}) == 1:
         advice += " or a shorter restore.window"
+    if least_host is not None:
+        return (
+            f"Pictures of {need.size} fit on this device only with {least_host / ROOM / 2**30:.0f} GiB of main memory"
+            f" to move things to, and {host / 2**30:.0f} GiB are free; close other programs, or {advice}."
+        )
     if is_again or least is None:
         return f"The device ran out of memory twice, and no plan for {need.size} needs less; {advice}."
-    if least.device <= memory * ROOM:
-        return (
-            f"Pictures of {need.size} fit on this device only with {least.host / 2**30:.0f} GiB of main memory to move"
-            f" things to, and {host / 2**30:.0f} GiB are free; close other programs, or {advice}."
-        )
     return (
         f"Pictures of {need.size} need {least.device / ROOM / 2**30:.1f} GiB of device memory with this model at the"
         f" least, and {memory / 2**30:.1f} GiB can be used; {advice}, a smaller model or another device."

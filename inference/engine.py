@@ -19,7 +19,7 @@ from typing import Self
 
 import torch
 
-from inference.allocator import grow_segments, keep_freed_memory
+from inference.allocator import grow_segments, hand_back_page_locked, keep_freed_memory
 from inference.backends import settle_backends
 from inference.catalogue import ModelEntry
 from inference.checkpoint import CONFIGS, Models, load_models
@@ -113,6 +113,7 @@ class Engine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            hand_back_page_locked()
 
     def __enter__(self) -> Self:
         return self

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inference.diffusion import MAX_TIMESTEP, euler_sample, make_condition, velocity_of
+from inference.offload import offloaded_bytes
 from models.attention import SequenceLengths
 from models.dit import DiT, DiTConfig
 from models.gpu import FastVAE
-from models.vae_memory import VAEMemory
+from models.vae_memory import VAEMemory, page_locked_bytes
 from models.video_vae import VAEConfig, VAEState, VideoVAE
 
 _TEXT_TOKENS = 58
@@ -81,8 +82,8 @@ def _storage_of(value: Tensor) -> int:
 class VAEFootprint:
     """Most memory during a slice of a clip, its own states included, and what stays of these between slices.
 
-    encode_histories, decode_histories: bytes of the states, wherever they are. pair_taps: what stays from the first
-    pair of frames on.
+    encode_histories, decode_histories: what the states take of main memory, if they are there. pair_taps: what stays
+    from the first pair of frames on.
     """
 
     encode_peak: int
@@ -186,14 +187,22 @@ def latent_bytes(config: VAEConfig, latents: int, width: int, height: int, dtype
     return latents * config.latent_channels * (height // 8) * (width // 8) * dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class DiTWeights:
+    """Bytes of the transformer's weights on the device, and of main memory when they are moved there."""
+
+    device: int
+    host: int
+
+
 @lru_cache(maxsize=8)
-def dit_weights(config: DiTConfig, dtype: torch.dtype, fp8: bool = False) -> int:
-    """Bytes of the transformer's weights; `fp8`: those of its large products are in 8 bits, with their scales."""
+def dit_weights(config: DiTConfig, dtype: torch.dtype, fp8: bool = False) -> DiTWeights:
+    """`fp8`: the weights of the large products are in 8 bits, with their scales."""
     with torch.device("meta"):
         dit = DiT(config).to(dtype)
     if fp8:
         dit.use_fp8()
-    return sum(weight.nbytes for weight in dit.parameters())
+    return DiTWeights(sum(weight.nbytes for weight in dit.parameters()), offloaded_bytes(dit))
 
 
 def vae_weights(config: VAEConfig, dtype: torch.dtype) -> int:
@@ -204,7 +213,7 @@ def vae_weights(config: VAEConfig, dtype: torch.dtype) -> int:
 def _measure_slices(
     step: Callable[[Tensor, VAEState | None], tuple[Tensor, VAEState]], parts: Sequence[Tensor]
 ) -> tuple[int, int, int]:
-    """Peak of a clip's first slices; the bytes on the device that are left after them; those of the histories."""
+    """Peak of a clip's first slices; the bytes on the device after them; main memory for the histories, if there."""
     state: VAEState | None = None
     with LiveBytes() as live:
         for part in parts:
@@ -212,7 +221,7 @@ def _measure_slices(
             del result
         left = live.now
     assert state is not None
-    return live.peak, left, sum(history.nbytes for history in state.histories)
+    return live.peak, left, sum(page_locked_bytes(history.nbytes) for history in state.histories)
 
 
 @lru_cache(maxsize=4)

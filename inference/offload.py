@@ -20,17 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.vae_memory import to_host, wait_for_host_copies
+from models.vae_memory import page_locked_bytes, to_host, wait_for_host_copies
+
+_CHUNK_BYTES = 2**30
+_ALIGNMENT = 512
 
 
 @contextmanager
 def offloaded(network: nn.Module) -> Iterator[None]:
     """Inside, the weights are in host memory and their memory on the device is free."""
-    places = _places(network)
+    places, chunks = _places(network), _Chunks()
     devices = [place.value.device for place in places]
     try:
         for place in places:
-            place.put(to_host)
+            place.put(chunks.to_host)
         for device in set(devices):
             wait_for_host_copies(device)
         yield
@@ -51,6 +54,44 @@ def onload(network: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.tensors[place.name] = value
+
+
+def offloaded_bytes(network: nn.Module) -> int:
+    """Host memory that `offloaded` takes for a network on a CUDA device. Its tensors may be without values."""
+    chunks = _Chunks()
+    for place in _places(network):
+        chunks.add(place.value)
+    return chunks.num_bytes
+
+
+class _Chunks:
+    """Host memory for many tensors. Page-locked blocks are rounded up to a power of two; one for each weight would take
+    almost twice what the weights do."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._chunk: Tensor | None = None
+        self._size = self._start = self._stop = 0
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """As `vae_memory.to_host`."""
+        if tensor.is_meta:
+            return to_host(tensor)
+        if self.add(tensor):
+            self._chunk = torch.empty(self._size, dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        assert self._chunk is not None
+        place = self._chunk[self._start : self._start + tensor.nbytes]
+        return to_host(tensor, place.view(tensor.dtype).view(tensor.shape))
+
+    def add(self, tensor: Tensor) -> bool:
+        """Find a place for `tensor`; True if it is in a new chunk."""
+        self._start = -(-self._stop // _ALIGNMENT) * _ALIGNMENT
+        is_new = self._start + tensor.nbytes > self._size
+        if is_new:
+            self._start, self._size = 0, page_locked_bytes(max(_CHUNK_BYTES, tensor.nbytes))
+            self.num_bytes += self._size
+        self._stop = self._start + tensor.nbytes
+        return is_new
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inference.allocator import hand_back_page_locked
 from inference.alpha import refine_alpha
 from inference.budget import Budget, Need, plan_budget
 from inference.checkpoint import Models
@@ -119,6 +120,8 @@ def unit_frames(fps: Fraction, device_type: str) -> int:
 def plan_shots(job: Job, models: Models) -> ShotPlan:
     """What every shot of the job has in common."""
     restore = job.restore
+    if models.device.type == "cuda":
+        hand_back_page_locked()
     return ShotPlan(
         target=job.size,
         padded=padded_size(job.size),
@@ -162,6 +165,7 @@ def _by_plan(
         log.warning("out of memory with %s: %s", plan.budget, error)
     # Here, and not in the handler, the error no longer keeps the tensors of the attempt alive.
     torch.cuda.empty_cache()
+    hand_back_page_locked()
     window = frames_to_latents(job.restore.window)
     smaller = replace(plan, budget=plan_budget(models.device, _need(job, models), window, after=plan.budget))
     note = "The device had less memory than was planned with, so a part was begun again with smaller pieces."

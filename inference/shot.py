@@ -119,6 +119,7 @@ class ShotStream:
         if self.state.is_cold:
             with self._tracker.measure("warm up"):
                 self._warm_up()
+            self._tracker.warmed_up()
         while self._settle(source):
             yield self._restore_slice(self.state.settled.pop(0))
 

@@ -89,6 +89,11 @@ class Tracker:
             self._pace.add(work, num_frames)
         self._tell()
 
+    def warmed_up(self) -> None:
+        """What was done since the last call does not tell how long the rest takes."""
+        if self._pace is not None:
+            self._pace.skip()
+
     def _tell(self) -> None:
         done = self._done()
         total = self._total if self._total is None else max(self._total, done)

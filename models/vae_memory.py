@@ -31,8 +31,13 @@ class VAEMemory:
         return self.max_frames != 1
 
 
+def page_locked_bytes(num_bytes: int) -> int:
+    """What a page-locked block of so many bytes takes: PyTorch's allocator rounds it up to a power of two."""
+    return 1 << (num_bytes - 1).bit_length() if num_bytes > 0 else 0
+
+
 def to_host(x: Tensor, reuse: Tensor | None = None) -> Tensor:
-    """``x`` in host memory, page-locked if it comes from CUDA; ``reuse`` is overwritten if it is such a tensor.
+    """``x`` in host memory, page-locked if it comes from CUDA; in that of ``reuse`` if that is there and fits.
 
     The copy is queued on the current stream: the host may read it after `wait_for_host_copies`. A meta tensor gives one
     of its shape that takes no memory.

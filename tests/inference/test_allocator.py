@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from inference.allocator import grow_segments
+from inference.allocator import grow_segments, hand_back_page_locked
 
 
 @pytest.mark.parametrize("given", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "b:2"}])
@@ -21,3 +21,7 @@ def test_segments_grow_unless_the_user_said_something(given: dict[str, str], mon
 
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == (given or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+
+
+def test_handing_back_page_locked_memory_is_no_error_where_there_is_none() -> None:
+    hand_back_page_locked()

@@ -146,12 +146,31 @@ def test_histories_need_main_memory_only_where_they_are_moved() -> None:
     assert large - small == 485 * 3 * (3840 * 2160 - 1280 * 720)  # of a turn, a window and a slice
 
 
-def test_with_little_main_memory_turns_are_short(host_gib: Any) -> None:
-    host_gib(24.5)
+def test_with_little_main_memory_turns_are_short_and_windows_as_long(host_gib: Any) -> None:
+    plans = []
+    for gib in (24.3, 25, 26, 27, 28):
+        host_gib(gib)
+        plans.append(plan_on_card(32, FULL_HD))
 
-    assert plan_on_card(32, FULL_HD) == Budget(4, 1, 25, 2, parks_states=True)
+    assert plans == [Budget(4, 1, 25, 2, parks_states=True)] * 3 + [Budget(4, 1, 25, 2, **PARKED)] * 2
+    host_gib(25)
     need = replace(need_of(FULL_HD), source=Size(960, 540))
     assert plan_budget(CUDA, need, memory=32 * GIB) == Budget(4, 1, 25, 2, **PARKED)
+
+
+def test_a_plan_that_moves_nothing_is_not_refused_for_main_memory(host_gib: Any) -> None:
+    host_gib(0.1)
+
+    assert plan_on_card(80, HD) == Budget(16, 4, 25, 16)
+    with pytest.raises(DeviceMemoryError, match=r"only with 24 GiB of main memory .* 0 GiB are free"):
+        plan_on_card(32, FULL_HD)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_weights_take_little_more_main_memory_than_they_are(fp8: bool) -> None:
+    weights = dit_weights(SEEDVR2_7B, torch.bfloat16, fp8)
+
+    assert weights.device < weights.host < weights.device + 1.5 * GIB
 
 
 def test_a_larger_card_never_gets_a_shorter_window_with_states_on_the_device() -> None:
@@ -179,7 +198,7 @@ def test_states_on_the_host_take_no_device_memory_between_slices() -> None:
     )
 
     assert away.decode_state < 0.01 * there.decode_state
-    assert away.decode_histories == there.decode_histories == pytest.approx(there.decode_state, rel=0.01)
+    assert away.decode_histories == there.decode_histories == pytest.approx(1.12 * there.decode_state, rel=0.02)
 
 
 def test_a_history_that_is_brought_back_takes_device_memory() -> None:
@@ -207,11 +226,11 @@ def test_in_fp8_weights_take_half_and_a_window_takes_less(model: DiTConfig) -> N
     half, eighth = (dit_weights(model, torch.bfloat16, fp8) for fp8 in (False, True))
     wide, narrow = (dit_footprint(model, 6, 1280, 720, torch.bfloat16, fp8) for fp8 in (False, True))
 
-    assert 0.5 < eighth / half < 0.52  # and a scale for each channel; embeddings and modulation stay
+    assert 0.5 < eighth.device / half.device < 0.52  # and a scale for each channel; embeddings and modulation stay
     assert 0.75 < narrow / wide < 0.95
     plan = Budget(4, 1, 25, 1, **PARKED)
     ways = [predict(plan, need_of(HD, model, fp8=fp8)).decode for fp8 in (False, True)]
-    assert ways[0] - ways[1] == half - eighth
+    assert ways[0] - ways[1] == half.device - eighth.device
 
 
 def test_the_transformers_footprint_is_that_of_its_widest_moment() -> None:
@@ -265,7 +284,7 @@ def test_a_size_that_no_plan_makes_fit_is_refused_with_what_to_change() -> None:
 def test_what_is_moved_needs_main_memory(host_gib: Any) -> None:
     host_gib(32)
 
-    with pytest.raises(DeviceMemoryError, match="93 GiB of main memory"):
+    with pytest.raises(DeviceMemoryError, match="101 GiB of main memory"):
         plan_on_card(41, UHD)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from inference.offload import offloaded, onload
+from inference.offload import offloaded, offloaded_bytes, onload
 
 META = torch.device("meta")
 
@@ -34,6 +34,19 @@ def test_weights_and_buffers_are_on_the_device_inside_and_in_the_same_memory_aft
 
     assert places(network) == before
     assert all(torch.equal(a, b) for a, b in zip(values, network.state_dict().values(), strict=True))
+
+
+def test_weights_share_blocks_of_host_memory() -> None:
+    network = nn.Sequential(nn.Linear(30, 30), nn.BatchNorm1d(30), nn.Linear(30, 7).double()).requires_grad_(False)
+    values = [tensor.clone() for tensor in network.state_dict().values()]
+    with offloaded(network):
+        tensors = [*network.parameters(), *network.buffers()]
+        blocks = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        moved = [tensor.clone() for tensor in network.state_dict().values()]
+
+    assert all(torch.equal(a, b) for a, b in zip(values, moved, strict=True))
+    assert sum(blocks.values()) == offloaded_bytes(network) == 2**30
+    assert len(blocks) == 1
 
 
 def test_devices_are_as_they_were_after_an_error(network: nn.Module) -> None:

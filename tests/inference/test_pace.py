@@ -41,14 +41,48 @@ def test_speed_and_time_left_follow_from_the_parts() -> None:
     assert (estimate.low, estimate.high) == (None, None)  # in the first seconds
 
 
-def test_what_was_not_at_work_yet_is_counted_by_its_share() -> None:
-    job = Job(100)
-    job.work("encode", 40, 0.03)
+def test_what_was_not_at_work_yet_is_counted_by_its_share_and_no_range_is_told() -> None:
+    job = Job(1000)
+    job.work("encode", 400, 0.03)
 
     estimate = job.pace.estimate(job.left)
 
     assert estimate is not None
-    assert estimate.seconds == pytest.approx(60 * 0.03 + 100 * 0.07)
+    assert estimate.seconds == pytest.approx(600 * 0.03 + 1000 * 0.07)
+    assert estimate.low is None
+    job.left |= {"denoise": 0, "decode": 0}
+    estimate = job.pace.estimate(job.left)
+    assert estimate is not None
+    assert estimate.low is not None
+
+
+def test_one_window_of_few_new_frames_does_not_set_the_time_left() -> None:
+    """The last one of a shot reaches back, so that its few frames take as long as many."""
+    job = Job(2000)
+    for _ in range(8):
+        job.turn(90, encode=0.1, denoise=0.7, decode=0.2)
+        job.work("denoise", 5, 6.0, step=5)
+
+    estimate = job.pace.estimate({"encode": 0, "denoise": 950, "decode": 0})
+
+    assert estimate is not None
+    truth = 10 * (90 * 0.7 + 5 * 6.0)
+    assert estimate.seconds == pytest.approx(truth, rel=0.02)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < truth < estimate.high
+
+
+def test_a_warm_up_is_charged_to_nothing() -> None:
+    job = Job(100)
+    job.now += 30
+    job.pace.skip()
+    job.turn(40, encode=0.01, denoise=0.02, decode=0.07)
+
+    estimate = job.pace.estimate(job.left)
+
+    assert estimate is not None
+    assert estimate.seconds == pytest.approx(6)
 
 
 @pytest.mark.parametrize("turn", [92, 400])
@@ -72,7 +106,8 @@ def test_time_left_is_right_in_any_part_of_a_long_turn(turn: int) -> None:
 def test_speed_forgets_what_is_long_ago() -> None:
     job = Job(4000)
     for cost in (0.1, 0.02):
-        job.turn(800, encode=cost, denoise=cost, decode=cost)
+        for _ in range(8):
+            job.turn(100, encode=cost, denoise=cost, decode=cost)
 
     estimate = job.pace.estimate(job.left)
 
@@ -82,6 +117,7 @@ def test_speed_forgets_what_is_long_ago() -> None:
 
 def test_the_range_goes_from_the_slowest_to_the_fastest_recent_cost() -> None:
     job = Job(4000)
+    job.turn(4, denoise=0.1, decode=0.1)
     job.work("encode", 400, 0.2)
     job.work("encode", 80, 0.1)  # faster in the last 8 seconds
 

@@ -189,7 +189,9 @@ def make_app(tasks: ModelTasks, access: Access) -> FastAPI:
     return app
 
 
-def test_admins_change_models_and_others_see_them(hub: FakeHub, client: TestClient, tmp_path: Path) -> None:
+def test_admins_change_models_and_others_see_them(
+    hub: FakeHub, client: TestClient, tmp_path: Path, wait_until: Wait
+) -> None:
     ben, root = ("ben", "correct horse"), ("root", "correct horse")
     folder = tmp_path / "bought"
     folder.mkdir()
@@ -204,9 +206,8 @@ def test_admins_change_models_and_others_see_them(hub: FakeHub, client: TestClie
         assert (answer.status_code, answer.json()["error"][:11]) == (403, "Only admins"), path
     assert client.get("/models").status_code == 401
     assert client.post("/models/import", json={"folder": str(folder)}, auth=root).status_code == 202
-    for _ in range(1000):
-        if (listed := client.get("/models", auth=root).json())["import_task"]["status"] != "running":
-            break
+    wait_until(lambda: client.get("/models", auth=root).json()["import_task"]["status"] != "running")
+    listed = client.get("/models", auth=root).json()
     assert listed["import_task"]["message"] == "Imported tiny.pth."
     mine, theirs = listed, client.get("/models", auth=ben).json()
     assert [model["files"][0]["path"] for model in mine["models"] if model["name"] == "tiny"] == [
