@@ -86,7 +86,7 @@ class _Chunks:
     def add(self, tensor: Tensor) -> bool:
         """Find a place for `tensor`; True if it is in a new chunk."""
         self._start = -(-self._stop // _ALIGNMENT) * _ALIGNMENT
-        is_new = self._start + tensor.nbytes > self._size
+        is_new = self._start + max(1, tensor.nbytes) > self._size
         if is_new:
             self._start, self._size = 0, page_locked_bytes(max(_CHUNK_BYTES, tensor.nbytes))
             self.num_bytes += self._size
