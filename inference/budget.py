@@ -40,7 +40,8 @@ class Budget:
     means all of a slice. `parks_states`: a state of the VAE is on the device only in its own direction's turn.
     `offloads_dit`: the transformer's weights are on the device only for its turn. `states_on_host`: each history of the
     VAE is on the device only while its convolution runs. `turn_latents`: latents that encoder, transformer and decoder
-    work off in a turn each; with 1 a turn is as short as it can be, which is a window.
+    work off in a turn each; with 1 a turn is as short as it can be, which is a window. `is_image`: there is one frame,
+    so that the VAE keeps no state.
     """
 
     encode_frames: int
@@ -51,11 +52,12 @@ class Budget:
     offloads_dit: bool = False
     states_on_host: bool = False
     turn_latents: int = 1
+    is_image: bool = False
 
     @property
     def vae_memory(self) -> VAEMemory:
         """The part of the plan that is the VAE's."""
-        return VAEMemory(self.max_frames, self.states_on_host)
+        return VAEMemory(self.max_frames, self.states_on_host, keeps_states=not self.is_image)
 
     @property
     def turn_frames(self) -> int:
@@ -170,7 +172,11 @@ def candidates(window_latents: int = 0, *, is_image: bool = False) -> Iterator[B
     windows = (1,) if is_image else (window_latents,) if window_latents else _LATENTS
     kinds = (_FAST_PIECES, _SMALL_PIECES)
     for window, pieces, moves in product(windows, kinds, _MOVES):
-        yield from (Budget(frames, latents, window, most, **moves) for frames, latents, most in pieces)
+        yield from (
+            Budget(frames, latents, window, most, is_image=is_image, **moves) for frames, latents, most in pieces
+        )
+    if is_image:
+        return
     for pieces, window in product(kinds, windows):
         yield from (Budget(frames, latents, window, most, **_MOVES_MOST) for frames, latents, most in pieces)
 

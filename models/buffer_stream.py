@@ -93,13 +93,15 @@ class BufferStream:
         """The next history of the new state, before its convolution; `is_part` of a tensor that is not kept."""
         if self.on_step is not None:
             self.on_step()
+        if self.memory.keeps_states:
+            self._new.append(self._kept(history, is_part=is_part))
+        self._taken = None
+
+    def _kept(self, history: Tensor, *, is_part: bool) -> Tensor:
         if self.memory.states_on_host:
             # What was just read back is of the same shape, and its copy is done before this one begins.
-            copy = to_host if is_part else self.copies.leave
-            self._new.append(copy(history, self._taken))
-        else:
-            self._new.append(history.clone() if is_part else history)
-        self._taken = None
+            return to_host(history, self._taken) if is_part else self.copies.leave(history, self._taken)
+        return history.clone() if is_part else history
 
     def nested(self) -> BufferStream:
         """A stream for the first of several sub-slices in which the next steps of this pass are done.

@@ -20,10 +20,12 @@ class VAEMemory:
     max_frames: the most frames in work at full size at a time, None for all of a slice. With 1, memory counts for more
     than time, and frames are not convolved in pairs either.
     states_on_host: histories live in host memory and are on the device only while their convolution runs.
+    keeps_states: a slice leaves the state for the next one; the state of a clip's only slice is most of its memory.
     """
 
     max_frames: int | None = None
     states_on_host: bool = False
+    keeps_states: bool = True
 
     @property
     def may_pair(self) -> bool:

@@ -306,12 +306,16 @@ def test_a_window_that_the_user_chose_is_used() -> None:
     assert [plan_budget(device, nano, 3, memory=8 * GIB).window_latents for device in (CPU, CUDA)] == [3, 3]
 
 
-def test_a_still_image_needs_less_than_a_video() -> None:
-    still, video = need_of(UHD, is_image=True), need_of(UHD)
-    plan = plan_budget(CUDA, still, memory=30 * GIB)
+@pytest.mark.parametrize(("gib", "model"), [(22.5, SEEDVR2_3B), (22.5, SEEDVR2_7B), (44, SEEDVR2_7B)])
+def test_a_still_image_needs_no_state_and_little_main_memory(gib: float, model: DiTConfig, host_gib: Any) -> None:
+    still, video = need_of(UHD, model, is_image=True), need_of(UHD, model)
+    host_gib(20)
+    plan = plan_budget(CUDA, still, memory=int(gib * GIB))
 
-    assert plan.window_latents == 1
-    assert predict(plan, still).device <= 30 * GIB * ROOM < predict(plan, video).device
+    assert (plan.window_latents, plan.is_image, plan.states_on_host) == (1, True, False)
+    assert predict(plan, still).device <= gib * GIB * ROOM
+    with pytest.raises(DeviceMemoryError, match="main memory|device memory"):
+        plan_budget(CUDA, video, memory=int(gib * GIB))
 
 
 @pytest.mark.parametrize(("gib", "size"), [(22, HD), (41, UHD)])

@@ -131,6 +131,24 @@ def test_in_one_turn_each_a_state_is_over_before_the_next_begins(
     assert most < 36
 
 
+def test_an_image_is_the_same_without_a_state(
+    tiny_models: Models,
+    make_stream: Callable[..., ShotStream],
+    moving_frames: Callable[[int], Frames],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vae = tiny_models.vae
+    monkeypatch.setattr(vae, "_fast", FastVAE(vae.encoder, vae.decoder))
+    plans = [replace(PLAN, budget=replace(PLAN.budget, is_image=is_image)) for is_image in (False, True)]
+    streams = [make_stream(plan) for plan in plans]
+    (video,), (image,) = (list(stream.slices(moving_frames(1))) for stream in streams)
+
+    assert np.array_equal(video, image)
+    kept = [len(stream.state.decoder.histories) for stream in streams if stream.state.decoder]
+    assert kept[0] > 10
+    assert kept[1] == 0
+
+
 def tensors(state: ShotState) -> list[Tensor]:
     streams = [history for stream in (state.encoder, state.decoder) if stream for history in stream.histories]
     return [*streams, *state.latents, *state.settled, *([] if state.held is None else [state.held])]

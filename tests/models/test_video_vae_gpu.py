@@ -83,6 +83,19 @@ def test_pairs_of_frames_by_minimal_filtering_equal_the_plain_form(
     torch.testing.assert_close(torch.cat(made[1], dim=2), vae.decode(latent)[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("max_frames", [None, 1])
+def test_a_clip_of_one_slice_needs_no_state(max_frames: int | None) -> None:
+    vae, way = make_vae(), VAEMemory(max_frames, keeps_states=False)
+    fast, video, latent = make_fast(vae), random_tensor(1, 3, 1, 32, 48), random_tensor(1, 4, 1, 4, 6)
+
+    moments, encoding = fast.encode(video, None, None, way)
+    pictures, decoding = fast.decode(latent, None, None, way)
+
+    assert (encoding.histories, decoding.histories) == ([], [])
+    torch.testing.assert_close(moments.chunk(2, dim=1)[0], vae.encode(video)[0].mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pictures, vae.decode(latent)[0], rtol=0, atol=1e-12)
+
+
 def test_long_slices_and_many_scores_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     video = random_tensor(1, 3, 9, 128, 112)
