@@ -116,6 +116,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", type=float, metavar="GIB", help="plan as for a card with so much to use")
     add_save_option(parser)
     arguments = parser.parse_args(list(argv))
+    if arguments.memory and not torch.cuda.is_available():
+        print("--memory plans for a CUDA card, and none can be used here; leave it out.", file=sys.stderr)
+        return 2
     width, height = (int(side) for side in arguments.size.split("x"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

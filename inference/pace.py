@@ -47,7 +47,7 @@ class Pace:
         samples.append((now - self._last, num_frames))
         self._last = now
         seconds, count = _SPANS[-1]
-        total = sum(time for time, _ in samples)
+        total = sum(some_seconds for some_seconds, _ in samples)
         while total - samples[0][0] >= seconds and len(samples) > count:
             total -= samples.popleft()[0]
 

@@ -120,8 +120,7 @@ def unit_frames(fps: Fraction, device_type: str) -> int:
 def plan_shots(job: Job, models: Models) -> ShotPlan:
     """What every shot of the job has in common."""
     restore = job.restore
-    if models.device.type == "cuda":
-        hand_back_page_locked()
+    hand_back_page_locked()  # of the job before, which the plan would count as taken
     return ShotPlan(
         target=job.size,
         padded=padded_size(job.size),

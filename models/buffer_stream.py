@@ -29,7 +29,7 @@ class BufferStream:
         self._old = None if state is None else state.histories
         self._new: list[Tensor] = []
         self._taken: Tensor | None = None
-        self._last_taken = 0
+        self._last_size = 0  # of the history that was taken last
         self.on_step, self.memory, self.copies = on_step, memory or VAEMemory(), copies or HostCopies()
         self.num_frames = 0 if state is None else state.num_frames
 
@@ -75,9 +75,9 @@ class BufferStream:
         self._taken = history
         arrived = self.copies.arrived(history)
         # Where histories become smaller, most memory is in use: the large one has to leave, and none is fetched early.
-        if history.numel() < self._last_taken:
+        if history.numel() < self._last_size:
             self.copies.settle()
-        self._last_taken = history.numel()
+        self._last_size = history.numel()
         if self.memory.may_pair and self._old and self._old[0].numel() >= history.numel():
             self.copies.fetch(self._old[0], device)
         return arrived

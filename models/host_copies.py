@@ -1,10 +1,10 @@
 """Owns the copies of histories between host and device that run beside the computation, where they live on the host.
 
 A card has an engine for each direction of the bus, and both work while it computes. So the history that the next
-convolution needs is fetched while this one runs, and what this one leaves goes back while the next one runs. At 4K that
-is 85 to 90 % of all bytes; `BufferStream` says which others wait in the stream of the computation. On CUDA
-each direction has a stream of its own; elsewhere a copy is done at once. What is on its way is held here, at the same
-moments on tensors without values, so that a prediction of memory has it too.
+convolution needs is fetched while this one runs, and what this one leaves goes back while the next one runs; which
+ones are not, for want of memory, `BufferStream` decides. On CUDA each direction has a stream of its own; elsewhere a
+copy is done at once. What is on its way is held here, at the same moments on tensors without values, so that a
+prediction of memory has it too.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from inference.allocator import grow_segments, hand_back_page_locked
 
@@ -23,5 +24,18 @@ def test_segments_grow_unless_the_user_said_something(given: dict[str, str], mon
     assert found == (given or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
 
 
-def test_handing_back_page_locked_memory_is_no_error_where_there_is_none() -> None:
+def test_handing_back_page_locked_memory_is_no_error_without_a_card() -> None:
     hand_back_page_locked()
+
+
+def test_page_locked_memory_is_handed_back_by_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: called.append("new"), raising=False)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: called.append("old"), raising=False)
+
+    hand_back_page_locked()
+    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
+    hand_back_page_locked()
+
+    assert called == ["new", "old"]

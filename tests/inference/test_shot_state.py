@@ -85,6 +85,8 @@ def test_a_shot_goes_on_without_histories_with_the_same_bits(
     past = vae.decoder_past
     frames = moving_frames(4 * past + 32)
     plan = replace(PLAN, budget=replace(PLAN.budget, max_frames=4))
+    warmed_up: list[Tracker] = []
+    monkeypatch.setattr(Tracker, "warmed_up", lambda tracker: warmed_up.append(tracker))
     stream, whole, kept = make_stream(plan), [], []
     for restored in stream.slices(frames):
         whole.append(restored)
@@ -100,9 +102,11 @@ def test_a_shot_goes_on_without_histories_with_the_same_bits(
         assert state.is_cold
         count = max(first.num_warm_up, state.taken - state.given)
         latest = frames[state.taken - count : state.taken]
-        rest = make_stream(plan, state, latest).slices(frames[state.taken :])
+        warmed_up.clear()
+        rest = list(make_stream(plan, state, latest).slices(frames[state.taken :]))
 
         assert all(np.array_equal(a, b) for a, b in zip(whole, [*begun, *rest], strict=True))
+        assert len(warmed_up) == 1  # time that says nothing of the rest
 
 
 def test_in_one_turn_each_a_state_is_over_before_the_next_begins(
